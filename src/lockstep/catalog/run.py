@@ -1,0 +1,208 @@
+"""A run is a folder: where each of its files stands, and how a run is named, claimed and found."""
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lockstep.errors import UsageError
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+CATALOG = ".catalog"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, by absolute path. The properties name its files; none of them need exist yet."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def catalog(self) -> Path:
+        """The folder of runs that this one stands in."""
+        return self.path.parent
+
+    @property
+    def parameters(self) -> Path:
+        """Every parameter, defaults written out: the whole input of the ranks."""
+        return self.path / "parameters.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Which code, packages, machine and command made this run."""
+        return self.path / "provenance.json"
+
+    @property
+    def patch(self) -> Path:
+        """Uncommitted and untracked changes, where there were any."""
+        return self.path / "source.patch"
+
+    @property
+    def events(self) -> Path:
+        """Append-only history; each line carries the digest of the line before it."""
+        return self.path / "events.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        """Ranks, threads, strategy and transport, as decided by setup_distributed."""
+        return self.path / "distributed.json"
+
+    @property
+    def data(self) -> Path:
+        """train, validation and test splits and data.json."""
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint, named step-00000120."""
+        return self.path / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """The parent's checkpoint that this run started from, where it has a parent."""
+        return self.path / "start"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON-lines file per rank and attempt."""
+        return self.path / "metrics"
+
+    @property
+    def logs(self) -> Path:
+        """rank-N.log and one log per step of the pipeline."""
+        return self.path / "logs"
+
+    @property
+    def results(self) -> Path:
+        """Aggregated metrics and the evaluation."""
+        return self.path / "distributed_training_results.json"
+
+    @property
+    def model(self) -> Path:
+        """The final model and optimizer for the ecosystem."""
+        return self.path / "distributed_model_checkpoint.pt"
+
+    @property
+    def report(self) -> Path:
+        """One HTML file that opens offline."""
+        return self.path / "report.html"
+
+    @property
+    def run_log(self) -> Path:
+        """Runnable's own log."""
+        return self.path / "run_log.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Digest and size of every other file: the seal."""
+        return self.path / "manifest.json"
+
+    @property
+    def live(self) -> Path:
+        """What exists only while the run does (mode 0700): lock, board, rendezvous, errors of ranks."""
+        return self.path / ".live"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs the pipeline for as long as it lives."""
+        return self.live / "lock"
+
+    def metrics_file(self, rank: int, attempt: int = 1) -> Path:
+        """A rank's metrics of one attempt."""
+        return self.metrics / (f"rank-{rank}.jsonl" if attempt == 1 else f"rank-{rank}.attempt-{attempt}.jsonl")
+
+    def rank_log(self, rank: int) -> Path:
+        """All that a rank's process printed, in every attempt."""
+        return self.logs / f"rank-{rank}.log"
+
+
+def new_run_id(now: datetime | None = None) -> str:
+    """A name that sorts by time and does not collide: 20261120-115146-3f9a2c (UTC)."""
+    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself, or UsageError: an id becomes a folder's name, so nothing else is let through."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"run id {run_id!r} cannot be used: 1 to 64 of a-z, 0-9, '.', '_' and '-', "
+            "beginning with a letter or a digit"
+        )
+    return run_id
+
+
+def project_root(start: Path) -> Path:
+    """The nearest folder at or above ``start`` that holds pyproject.toml or .git; else ``start`` itself."""
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").is_file() or (folder / ".git").exists():
+            return folder
+    return start
+
+
+def claim(catalog: Path, run_id: str | None) -> Run:
+    """Make the folder of a new run. ``mkdir`` decides between two starters: one wins, the other is refused."""
+    catalog.mkdir(parents=True, exist_ok=True)
+    for _ in range(20):
+        folder = catalog / check_run_id(run_id or new_run_id())
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if run_id:
+                raise UsageError(
+                    f"run id {run_id!r} exists already in {catalog}: choose another, "
+                    f"or continue it with --resume {run_id}"
+                ) from None
+            continue
+        for name in ("data", "checkpoints", "metrics", "logs"):
+            (folder / name).mkdir()
+        return Run(folder.resolve())
+    raise UsageError(f"no free run id was found in {catalog} in 20 tries")
+
+
+def find(catalog: Path, name: str) -> Run:
+    """A run by its id, a unique prefix of it, ``latest``, or the path of a run's folder elsewhere."""
+    if os.sep in name or name in (".", ".."):
+        folder = Path(name).resolve()
+        if (folder / "events.jsonl").is_file():
+            return Run(folder)
+        raise UsageError(f"{name} is not a run's folder: it has no events.jsonl")
+    runs = all_runs(catalog)
+    if not runs:
+        raise UsageError(f"no runs in {catalog} yet: uv run pipeline.py makes one")
+    if name == "latest":
+        return runs[0]
+    exact = [run for run in runs if run.run_id == name]
+    matches = exact or [run for run in runs if run.run_id.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        some = ", ".join(run.run_id for run in matches[:5])
+        raise UsageError(f"{name!r} fits {len(matches)} runs ({some}): give more of the id")
+    newest = ", ".join(run.run_id for run in runs[:5])
+    raise UsageError(f"no run {name!r} in {catalog}; the newest are {newest}")
+
+
+def all_runs(catalog: Path) -> list[Run]:
+    """Every run of a catalog, newest first (by the time its folder was claimed, as its history tells)."""
+    try:
+        entries = [entry for entry in os.scandir(catalog) if RUN_ID.fullmatch(entry.name) and entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    runs = [Run(Path(entry.path).resolve()) for entry in entries]
+    return sorted(
+        (run for run in runs if run.events.is_file()), key=lambda run: (_created(run), run.run_id), reverse=True
+    )
+
+
+def _created(run: Run) -> str:
+    with run.events.open("rb") as file:
+        head = file.read(4096).split(b"\n", 1)[0]
+    found = re.search(rb'"time":\s*"([^"]+)"', head)
+    return found.group(1).decode(errors="replace") if found else ""

@@ -1,0 +1,87 @@
+"""What the kernel knows of processes: who is alive, who holds a lock, who dies with whom. Linux only."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+from lockstep.errors import UsageError
+
+PR_SET_PDEATHSIG = 1
+_FLOCK = "hhqqi4x"  # struct flock with 64-bit offsets: type, whence, start, length, pid
+
+
+def require_linux(what: str) -> None:
+    """Refuse in one line where the guarantees below cannot be given."""
+    if sys.platform != "linux":
+        raise UsageError(
+            f"{what} needs Linux, and this is {sys.platform}: without its parent-death signal and its "
+            "open-file locks a crash could leave ranks running. Reading runs (lockstep list, show) works here."
+        )
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to SIGKILL this process when its parent ends, however the parent ends.
+
+    The parent may have died before the request was made, so its pid is checked again afterwards.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def boot_id() -> str:
+    """Differs after every boot, so that a pid of an earlier boot is never mistaken for a live one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def start_ticks(pid: int) -> int | None:
+    """The process's start time in clock ticks since boot, which tells a re-used pid apart; None if none."""
+    try:
+        # The second field is the command in brackets, and may itself hold spaces and brackets.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take an exclusive open-file-description lock: held until the descriptor closes, so until death."""
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock. Asks without taking it, so that asking never gets in a starter's way."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # The question is put as a read lock: a write lock would need a descriptor that can write.
+        query = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, query)
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+    except (OSError, AttributeError):
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
