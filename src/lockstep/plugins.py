@@ -1,0 +1,212 @@
+"""The file system is the registry: a plugin is a file in its folder, its keyword-only arguments its options.
+
+`models/mlp.py` holds ``def mlp(input_shape, num_classes, *, hidden_sizes: list[int] = ...)``; a strategy's
+file holds one public class, whose ``__init__`` has them. Options are read from the source, so that validating
+parameters imports neither torch nor plugins. `package.module:name` is the user's own: it alone is imported.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import Field
+
+from lockstep.errors import MissingPackage, ParametersError
+
+ROOT = Path(__file__).parent
+KINDS = ("models", "datasets", "strategies")
+REQUIRED = inspect.Parameter.empty  # the default of an option that has none
+
+# What an option may not be called: keys that stand beside it, and what the program itself passes by position.
+_TAKEN = {
+    "models": {"name", "input_shape", "num_classes"},
+    "datasets": {"name", "validation_fraction", "test_fraction", "seed"},
+    "strategies": {"name", "group"},
+}
+_BUILTIN = (bool, int, float, str, list, dict)
+_NAMESPACE: dict[str, Any] = {kind.__name__: kind for kind in _BUILTIN} | {
+    "Sequence": Sequence,
+    "Literal": Literal,
+    "Annotated": Annotated,
+    "Field": Field,
+    "Any": Any,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a plugin: its type (as an annotation), and its default or REQUIRED."""
+
+    annotation: Any
+    default: Any = REQUIRED
+
+
+def folder(kind: str, root: Path = ROOT) -> Path:
+    """Where the plugins of a kind stand."""
+    assert kind in KINDS, kind
+    return root / kind
+
+
+def names(kind: str, root: Path = ROOT) -> list[str]:
+    """The plugins that come with the package, sorted."""
+    found = (path.stem for path in folder(kind, root).glob("*.py"))
+    return sorted(name for name in found if not name.startswith("_") and name != "base")
+
+
+def is_own(name: str) -> bool:
+    """Whether a name means the user's own code: package.module:name."""
+    return ":" in name
+
+
+def schema(kind: str, name: str, root: Path = ROOT) -> dict[str, Option]:
+    """The options of a plugin, in the order of its signature. Raises ParametersError for an unusable one."""
+    if is_own(name):
+        options = _options_of(_imported(name), name)
+        if clash := _TAKEN[kind] & options.keys():
+            raise ParametersError(f"found {name!r}, whose option {min(clash)!r} has a name that is taken")
+        return options
+    assert name in names(kind, root), f"{kind} has no {name}"
+    options = _options_in(folder(kind, root) / f"{name}.py", kind, name)
+    assert not _TAKEN[kind] & options.keys(), f"{kind}/{name}.py: an option has a name that is taken"
+    return options
+
+
+def load(kind: str, name: str) -> Any:
+    """Import a plugin and return its function or, for a strategy, its class."""
+    if is_own(name):
+        return _imported(name)
+    assert name in names(kind), f"{kind} has no {name}"
+    module = importlib.import_module(f"lockstep.{kind}.{name}")
+    if kind != "strategies":
+        return getattr(module, name)
+    return getattr(module, _public_class(ast.parse(inspect.getsource(module)), name).name)
+
+
+def importable_from(path: Path) -> None:
+    """Let the user's own modules be found in a folder: the one that the command was started in."""
+    if str(path) not in sys.path:
+        sys.path.append(str(path))  # last, so that a file there never hides a package
+
+
+def require(module: str, package: str, extra: str, wanted_by: str) -> Any:
+    """Import and return an optional module, or raise MissingPackage, which names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            raise MissingPackage(package, extra, wanted_by) from None
+        raise  # the package is there, and broken
+
+
+def _options_in(path: Path, kind: str, name: str) -> dict[str, Option]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
+    if kind == "strategies":
+        body = _public_class(tree, name).body
+        function = next(_functions(body, "__init__"), None)
+        if function is None:
+            return {}  # the base's, which has no options
+    else:
+        function = next(_functions(tree.body, name), None)
+        assert function is not None, f"{path}: no function {name}"
+    options = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        assert argument.annotation is not None, f"{path}: option {argument.arg} has no annotation"
+        code = compile(ast.Expression(argument.annotation), str(path), "eval")
+        annotation = eval(code, {"__builtins__": {}}, _NAMESPACE)  # our own source, and these names alone
+        value = REQUIRED if default is None else ast.literal_eval(default)
+        options[argument.arg] = Option(_known_type(annotation), _plain(value))
+    return options
+
+
+def _functions(body: list[ast.stmt], name: str) -> Iterator[ast.FunctionDef]:
+    return (node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+
+
+def _public_class(tree: ast.Module, name: str) -> ast.ClassDef:
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    assert len(classes) == 1, f"strategies/{name}.py: {len(classes)} public classes, one is expected"
+    return classes[0]
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    """The user's own object. Whatever its module raises becomes one line that says where."""
+    module_name, _, attribute = name.partition(":")
+    if not (all(part.isidentifier() for part in module_name.split(".")) and attribute.isidentifier()):
+        raise ParametersError(f"found {name!r}, allowed: package.module:name")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if f"{module_name}.".startswith(f"{error.name}."):
+            raise ParametersError(f"found {name!r}, but there is no module {error.name}") from None
+        raise ParametersError(f"found {name!r}, whose import failed {_where(error)}") from None
+    except (Exception, SystemExit) as error:
+        raise ParametersError(f"found {name!r}, whose import failed {_where(error)}") from None
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        raise ParametersError(f"found {name!r}, but {module_name} has no {attribute}") from None
+    if not callable(found):
+        raise ParametersError(f"found {name!r}, which is {type(found).__name__}, not a function or class")
+    return found  # type: ignore[no-any-return]
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (None, None)
+    if file is None and frames:
+        file, line = frames[-1].filename, frames[-1].lineno
+    what = " ".join(str(error).split())
+    return f"at {file}:{line}: {type(error).__name__}: {what}"
+
+
+def _options_of(target: Callable[..., Any], name: str) -> dict[str, Option]:
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters.values()
+    except Exception as error:  # an annotation is the user's code as well
+        raise ParametersError(f"found {name!r}, whose signature cannot be read {_where(error)}") from None
+    options = {}
+    for parameter in parameters:
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        default = _plain(parameter.default)
+        annotation = parameter.annotation
+        if annotation is parameter.empty:  # then the default tells
+            annotation = type(default) if isinstance(default, bool | int | float | str) else Any
+        try:
+            options[parameter.name] = Option(_known_type(annotation), default)
+        except TypeError as error:
+            raise ParametersError(f"found {name!r}, whose option {parameter.name} has {error}") from None
+    return options
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _known_type(annotation: Any) -> Any:
+    """The annotation in terms of what YAML can hold (a sequence is a list), or TypeError."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (bool, int, float, str, None, NoneType, list, dict, Any) or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(_known_type(arguments[0]), *annotation.__metadata__)]
+    if origin in (Union, UnionType):
+        return Union[tuple(_known_type(part) for part in arguments)]  # noqa: UP007
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return list[_known_type(arguments[0])]  # type: ignore[misc]
+    if origin is not None and isinstance(origin, type) and issubclass(list, origin) and len(arguments) == 1:
+        return list[_known_type(arguments[0])]  # type: ignore[misc]
+    if origin is dict and arguments[0] is str:
+        return dict[str, _known_type(arguments[1])]  # type: ignore[misc]
+    raise TypeError(
+        f"the type {annotation}, allowed: bool, int, float, str, list[...], dict[str, ...], "
+        "Literal[...], Annotated[..., Field(...)] and unions of them"
+    )
