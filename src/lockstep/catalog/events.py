@@ -1,0 +1,153 @@
+"""events.jsonl: a run's history, appended to and never rewritten, each line with a digest.
+
+``previous`` of a line is the SHA-256 of the bytes of the line before it, without its newline; 64 zeros for
+the first. A kill or a power cut can leave a torn last line. It is left as it stands: the next append puts a
+newline first, in the same write, so that the torn text becomes a line of its own. Such a line is no event and
+carries no digest that could be trusted, so the digest of the line after it is taken over everything since the
+start of the last whole event: that event and the torn text. Every byte but the last event's is accounted for
+in this way; the seal (seal.py) accounts for the last one too.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from lockstep.catalog.run import Run
+from lockstep.files import fsync_folder
+
+NO_PREVIOUS = "0" * 64
+_RESERVED = {"event", "time", "previous"}
+_one_at_a_time = threading.Lock()  # a run has one writing process; its threads take turns
+
+
+def utc_now() -> str:
+    """The present in the one form that records use: 2026-11-20T11:51:46.123456Z."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def append(run: Run, event: str, *, time: str | None = None, **fields: object) -> dict[str, Any]:
+    """Add one event, on disk when this returns; returns it as written. ``time`` is now unless given.
+
+    Raises OSError, naming the file, where the line could not be written whole (a full disk).
+    """
+    assert not _RESERVED & fields.keys(), f"fields that the chain itself writes: {_RESERVED & fields.keys()}"
+    with _one_at_a_time:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(run.events, flags, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            before = _since_last_event(descriptor, size)
+            line = _line_after(before, event, time or utc_now(), fields)
+            _write(descriptor, run, line)
+        finally:
+            os.close(descriptor)
+        if size == 0:
+            fsync_folder(run.path)
+    value: dict[str, Any] = json.loads(line)
+    return value
+
+
+def expected_line(content: bytes, event: str, time: str, **fields: object) -> bytes:
+    """What ``append`` adds to a history of these bytes, to the byte."""
+    block = b""
+    for line, found in _lines(content):
+        block = (b"" if found is not None else block) + line + b"\n"
+    return _line_after(block if content.endswith(b"\n") else block[:-1], event, time, fields)
+
+
+def read(run: Run) -> list[dict[str, Any]]:
+    """Every whole event, oldest first. Torn lines are skipped; a missing or unreadable file is empty."""
+    return [event for _, event in _lines(_content(run)) if event is not None]
+
+
+def check_chain(run: Run) -> list[str]:
+    """What is wrong with the chain, a sentence each; empty when every digest is right."""
+    content = _content(run)
+    if not content:
+        return ["events.jsonl is missing or empty"]
+    findings = []
+    block = b""  # everything since the start of the last whole event
+    last_is_event = True
+    for number, (line, event) in enumerate(_lines(content), 1):
+        if event is not None:
+            if event["previous"] != _digest(block):
+                findings.append(
+                    f"events.jsonl line {number} does not fit what stands above it: bytes there were "
+                    "changed, removed or put in"
+                )
+            block = b""
+        block += line + b"\n"
+        last_is_event = event is not None
+    if content.endswith(b"\n") and not last_is_event:
+        findings.append("events.jsonl: the last line is no event: its bytes were changed")
+    return findings
+
+
+def _content(run: Run) -> bytes:
+    try:
+        return run.events.read_bytes()
+    except OSError:
+        return b""
+
+
+def _lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each line without its newline, and the event in it, where it is one."""
+    lines = content.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    for line in lines:
+        yield line, _parse(line)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # RecursionError: brackets nested by the thousand
+        return None
+    whole = isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("event", "previous"))
+    return value if whole else None
+
+
+def _line_after(block: bytes, event: str, time: str, fields: dict[str, Any]) -> bytes:
+    """The line for an event that follows a block; after a torn block a newline comes first.
+
+    Plain ASCII, so that showing the file raw is safe.
+    """
+    value = {"event": event, "time": time, "previous": _digest(block), **fields}
+    newline = b"\n" if block and not block.endswith(b"\n") else b""
+    return newline + json.dumps(value, allow_nan=False).encode() + b"\n"
+
+
+def _digest(block: bytes) -> str:
+    """The digest of lines, without the newline that ends the last of them."""
+    return hashlib.sha256(block.removesuffix(b"\n")).hexdigest() if block else NO_PREVIOUS
+
+
+def _since_last_event(descriptor: int, size: int) -> bytes:
+    """The bytes from the start of the last whole event to the end, or the whole file where there is none."""
+    wanted = 4096
+    while True:
+        offset = max(0, size - wanted)
+        lines = re.findall(rb"[^\n]*\n|[^\n]+", os.pread(descriptor, size - offset, offset))
+        # Where the window begins in the middle of a line, that line is left for a larger window.
+        for index in range(len(lines) - 1, -1 if offset == 0 else 0, -1):
+            if _parse(lines[index]) is not None:
+                return b"".join(lines[index:])
+        if offset == 0:
+            return b"".join(lines)
+        wanted *= 4
+
+
+def _write(descriptor: int, run: Run, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    os.fsync(descriptor)
+    if written != len(data):
+        raise OSError(
+            errno.ENOSPC, f"only {written} of {len(data)} bytes of an event could be written", str(run.events)
+        )
