@@ -106,7 +106,7 @@ def entries(folder: Path, known: Mapping[str, str], leave_out: Collection[str]) 
 
 
 def outside_the_seal(folder: Path) -> set[str]:
-    """What the seal passes over at a run's top: itself, the history, and what lasts as long as the run does."""
+    """What the seal passes over at a run's top: itself, the history, and what lives with the run."""
     return {MANIFEST, "events.jsonl", ".live", *(path.name for path in folder.glob(".live.*"))}
 
 

@@ -1,6 +1,6 @@
-"""Large inputs, kept once: ``.catalog/.store/<sha256>``, read-only, hard-linked into the runs that use them.
+"""Large inputs, kept once: ``.catalog/.store/<sha256>``, read-only, hard-linked into the runs using them.
 
-Also an index from an identity (a digest of what makes the data: dataset, options, seed) to a small JSON value.
+"""Large inputs, kept once: ``.catalog/.store/<sha256>``, read-only, hard-linked into runs.
 """
 
 import errno

@@ -1,0 +1,170 @@
+"""provenance.json: which code, packages, machine and command made a run; and source.patch, what git had not.
+
+Written beside start-up in a thread, so it imports nothing that is large and asks installed packages for their
+metadata only. Where git is absent, refuses or is slow, the record says so, and the run goes on.
+"""
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lockstep import linux
+from lockstep.catalog import git
+from lockstep.catalog.events import utc_now
+from lockstep.catalog.run import Run, project_root
+from lockstep.files import write_atomically, write_json
+
+PACKAGES = ("lockstep", "torch", "numpy", "runnable", "pydantic", "safetensors", "scikit-learn")
+_ENVIRONMENT = re.compile(
+    r"LOCKSTEP_\w+|(OMP|MKL|OPENBLAS|NUMEXPR)_\w+|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING)|KMP_\w+"
+    r"|CUBLAS_WORKSPACE_CONFIG|(GLOO|NCCL)_SOCKET_IFNAME|PYTHON(HASHSEED|OPTIMIZE|UNBUFFERED)|LANG|LC_ALL|TZ"
+)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|KEY")
+_LONGEST_VALUE = 1000
+_MOST_LEFT_OUT = 100
+
+
+def write(  # noqa: PLR0917 - the first three are what every caller gives
+    run: Run,
+    argv: Sequence[str],
+    folder: Path,
+    parent: dict[str, Any] | None = None,
+    with_patch: bool = True,
+    attempt: int = 1,
+) -> dict[str, Any]:
+    """Write provenance.json, source.patch where there are changes, and a copy of uv.lock; returns the first.
+
+    ``folder`` is where the command was started: its repository and its lock file are what is recorded. A
+    later attempt in the same run writes beside the first (provenance.attempt-2.json), never over it.
+    """
+    record = {
+        "run_id": run.run_id,
+        "attempt": attempt,
+        "time": utc_now(),
+        "argv": [_text(argument) for argument in argv],
+        "cwd": _text(str(folder)),
+        "parent": parent,
+        "git": _git(run, folder, with_patch, attempt),
+        "packages": _packages(),
+        "uv_lock": _uv_lock(run, folder, attempt),
+        "machine": _machine(),
+        "environment": _environment(),
+    }
+    write_json(_name(run.provenance, attempt), record)
+    return record
+
+
+def _name(path: Path, attempt: int) -> Path:
+    return path if attempt == 1 else path.with_name(f"{path.stem}.attempt-{attempt}{path.suffix}")
+
+
+def _text(value: str) -> str:
+    """Any string, also one that holds bytes which are not UTF-8, as text that JSON can carry."""
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, Any]:
+    """The state of the code. ``absent`` says why there is none, ``patch_absent`` why there is no patch."""
+    try:
+        repository = git.open_repository(folder)
+    except git.GitError as error:
+        return {"absent": _text(str(error))}
+    commit = repository.line("rev-parse", "--verify", "--quiet", "HEAD")
+    record: dict[str, Any] = {
+        "commit": commit,
+        "branch": repository.line("symbolic-ref", "--quiet", "--short", "HEAD"),
+        "remote": _text(git.remote_url(repository) or "") or None,
+        "dirty": None,
+        "patch": None,
+    }
+    if not with_patch:
+        return {**record, "patch_absent": "switched off"}
+    where = run.live if run.live.is_dir() else None  # what a kill leaves there goes with the next start
+    try:
+        with tempfile.TemporaryDirectory(prefix="lockstep-git-", dir=where) as scratch:
+            changes = git.collect_changes(repository, commit, Path(scratch), run.catalog)
+    except git.GitError as error:
+        return {**record, "patch_absent": _text(str(error))}
+    record |= {
+        "dirty": bool(changes.staged or changes.unstaged or changes.untracked),
+        "tree": changes.tree,
+        "staged": changes.staged,
+        "unstaged": changes.unstaged,
+        "untracked": changes.untracked,
+        "left_out": changes.left_out[:_MOST_LEFT_OUT],
+        "left_out_count": len(changes.left_out),
+    }
+    if len(changes.patch) > git.PATCH_BYTES:
+        return {**record, "patch_absent": f"larger than {git.PATCH_BYTES >> 20} MB"}
+    if changes.patch:
+        file = _name(run.patch, attempt)
+        write_atomically(file, changes.patch)
+        digest = hashlib.sha256(changes.patch).hexdigest()
+        record["patch"] = {"file": file.name, "bytes": len(changes.patch), "sha256": digest}
+    return record
+
+
+def _packages() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["uv"] = _uv_version()
+    return versions
+
+
+def _uv_version() -> str | None:
+    """The uv that made the environment, which notes itself there."""
+    found = re.search(r"(?m)^uv\s*=\s*(\S+)", _read(Path(sys.prefix) / "pyvenv.cfg"))
+    return found.group(1) if found else None
+
+
+def _uv_lock(run: Run, folder: Path, attempt: int) -> dict[str, Any] | None:
+    file = project_root(folder) / "uv.lock"
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    write_atomically(_name(run.path / "uv.lock", attempt), content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _machine() -> dict[str, Any]:
+    system = os.uname()
+    pretty = re.search(r'(?m)^PRETTY_NAME="?([^"\n]*)', _read(Path("/etc/os-release")))
+    model = re.search(r"(?m)^model name\s*: *(.*)$", _read(Path("/proc/cpuinfo"), 1 << 14))
+    return {
+        "host": system.nodename,
+        "os": pretty.group(1) if pretty else system.sysname,
+        "kernel": f"{system.sysname} {system.release}",
+        "architecture": system.machine,
+        "processor": model.group(1) if model else None,
+        "cores": linux.cores(),
+        "cores_of_machine": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def _read(path: Path, limit: int = 1 << 16) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _environment() -> dict[str, str]:
+    """What steers a run, by an allow-list; a name that sounds like a secret is left out even then."""
+    return {
+        name: _text(value[:_LONGEST_VALUE])
+        for name, value in sorted(os.environ.items())
+        if _ENVIRONMENT.fullmatch(name) and not _SECRET.search(name)
+    }
