@@ -1,6 +1,6 @@
-"""Large inputs, kept once: ``.catalog/.store/<sha256>``, read-only, hard-linked into the runs using them.
+"""Large inputs, kept once: ``.catalog/.store/<sha256>``, read-only, hard-linked into the runs.
 
-"""Large inputs, kept once: ``.catalog/.store/<sha256>``, read-only, hard-linked into runs.
+Also an index from an identity (a digest of what makes the data: dataset, options, seed) to a JSON value.
 """
 
 import errno
