@@ -1,0 +1,129 @@
+"""The top of the page: which run, how it stands, and the figures that everybody asks for first."""
+
+from typing import Any
+
+from lockstep.catalog.report.history import History
+from lockstep.catalog.report.markup import Html, el
+from lockstep.catalog.report.read import Record
+from lockstep.catalog.report.tables import facts
+from lockstep.catalog.report.values import (
+    at,
+    counted,
+    moment,
+    number,
+    objects,
+    show_count,
+    show_decimal,
+    show_moment,
+    show_percent,
+    show_scalar,
+    show_seconds,
+    whole,
+)
+
+SIGNS = {"succeeded": "✓", "failed": "✕", "interrupted": "‖", "open": "○", "unknown": "?"}
+SECTIONS = (
+    ("learning", "Learning"),
+    ("time", "Time"),
+    ("test", "Test"),
+    ("pipeline", "Pipeline"),
+    ("parameters", "Parameters"),
+    ("provenance", "Provenance"),
+    ("files", "Files"),
+)
+
+
+def header(record: Record, history: History) -> Html:
+    """The banner of the page."""
+    created = next((event for event in record.events if event.get("event") == "created"), {})
+    tag = record.results.get("tag") or created.get("tag")
+    badge = el("span", SIGNS[history.outcome], " ", history.words, class_=f"badge {history.outcome}")
+    return el(
+        "header",
+        el("p", "Lockstep run report", class_="product"),
+        el("h1", record.run.run_id),
+        el("p", badge, el("span", show_scalar(tag), class_="tag") if tag else None, class_="badges"),
+        el("p", _sentence(record, created), class_="lead"),
+        _parent(created),
+        el("pre", history.message, class_="message", tabindex="0") if history.message else None,
+        _figures(record, history),
+        el(
+            "nav",
+            [el("a", name, href=f"#{anchor}") for anchor, name in SECTIONS],
+            aria_label="Parts of this page",
+        ),
+    )
+
+
+def notes(record: Record, history: History) -> Html | None:
+    """What the reader must know before believing the page: what is missing, and what the run warned of."""
+    planned = record.plan.get("warnings")
+    warned = [*history.warnings, *(planned if isinstance(planned, list) else [])]
+    lines = [el("li", el("b", "Missing: "), gap) for gap in record.gaps]
+    lines += [
+        el("li", el("b", "Warning: "), show_scalar(line)) for line in dict.fromkeys(map(show_scalar, warned))
+    ]
+    if history.outcome == "open":
+        command = el("code", f"lockstep show {record.run.run_id}")
+        lines.append(
+            el(
+                "li",
+                el("b", "Note: "),
+                "this page was written while the run was open. How it ended: ",
+                command,
+            )
+        )
+    return el("aside", el("ul", lines), class_="notes", aria_label="Notes") if lines else None
+
+
+def _sentence(record: Record, created: dict[str, Any]) -> list[object]:
+    """What was trained on what, how, and when."""
+
+    def known(name: str) -> object:
+        found = record.results.get(name)
+        found = at(created, "summary", name) if found is None else found
+        return at(found, "name") if isinstance(found, dict) else found
+
+    ranks = whole(known("world_size") or record.plan.get("world_size"))
+    strategy = known("strategy") or at(record.plan, "strategy", "name")
+    when = show_moment(moment(created.get("time")))
+    return [
+        *(el("b", show_scalar(known("model"))), " on ", el("b", show_scalar(known("dataset")))),
+        *(", ", el("b", show_scalar(strategy)), " × ", el("b", show_count(ranks))),
+        *(" rank" if ranks == 1 else " ranks", f" · {when}"),
+    ]
+
+
+def _parent(created: dict[str, Any]) -> Html | None:
+    parent = at(created, "parent", "run_id")
+    if not parent:
+        return None
+    checkpoint = show_scalar(at(created, "parent", "checkpoint"))
+    return el("p", "Continued from ", el("b", show_scalar(parent)), ", ", checkpoint, ".", class_="muted")
+
+
+def _figures(record: Record, history: History) -> Html:
+    training, test = at(record.results, "training"), at(record.results, "evaluation", "final", "test")
+    epochs = objects(record.results.get("epochs"))
+    held = at(epochs[-1] if epochs else None, "validation")
+    waiting, ranks = number(at(training, "waiting_share")), whole(record.results.get("world_size"))
+    waited = f"{show_percent(waiting)} of step time waiting" if waiting is not None and ranks != 1 else None
+    steps = whole(at(training, "steps"))
+    done = None if steps is None else f"{counted(steps, 'step')}, {counted(len(epochs), 'epoch')}"
+    accuracy = f"validation {show_percent(at(held, 'accuracy'))}" if held else None
+    loss = f"validation {show_decimal(at(held, 'loss'))}" if held else None
+    attempts = len(history.attempts)
+    return facts(
+        (
+            ("Test accuracy", show_percent(at(test, "accuracy")), accuracy if test else "not evaluated"),
+            ("Test loss", show_decimal(at(test, "loss")), loss if test else "not evaluated"),
+            ("Samples/s", show_count(at(training, "samples_per_second")), waited),
+            ("Training", show_seconds(at(training, "seconds")), done),
+            (
+                "Pipeline",
+                show_seconds(history.seconds),
+                f"in {attempts} attempts" if attempts > 1 else "up to this page" if attempts else None,
+            ),
+        ),
+        "figures",
+    )
