@@ -8,7 +8,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from lockstep import plugins
 from lockstep.errors import ParametersError
-from lockstep.messages import Problem, allowed, not_allowed, unknown_key, unknown_name
+from lockstep.messages import Problem, allowed, unknown_key, unknown_name, wrong_value
 from lockstep.plugins import REQUIRED, Option
 from lockstep.strict_yaml import KeyPath
 
@@ -90,7 +90,7 @@ def check(
         try:
             values[name] = copy.deepcopy(TypeAdapter(option.annotation, config=CONFIG).validate_python(value))
         except ValidationError:
-            problems.append(not_allowed((*path, name), value, allowed(option.annotation)))
+            problems.append(wrong_value((*path, name), value, option.annotation))
         except PydanticSchemaGenerationError:
             problems.append(Problem((*path, name), f"its type {option.annotation} cannot be checked"))
     return values, problems

@@ -49,9 +49,10 @@ class RunFailed(LockstepError):
     diverged, not finite.
     """
 
-    def __init__(self, message: str, cause: str = "exception") -> None:
+    def __init__(self, message: str, cause: str = "exception", rank: int | None = None) -> None:
         super().__init__(message)
         self.cause = cause
+        self.rank = rank
 
 
 class Interrupted(KeyboardInterrupt):

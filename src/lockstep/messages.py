@@ -41,11 +41,14 @@ class Origins:
 
     def place(self, path: KeyPath) -> tuple[str, int]:
         """The source and line (0 where it has none) of the longest part of a path that has one."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.overridden:
-                return COMMAND_LINE, 0
-            if path[:length] in self.lines:
-                return self.source, self.lines[path[:length]]
+        parts = [path[:length] for length in range(len(path), 0, -1)]
+        if not self.overridden.isdisjoint(parts):
+            return COMMAND_LINE, 0
+        if path not in self.lines and any(given[: len(path)] == path for given in self.overridden):
+            return COMMAND_LINE, 0  # a section that only an override speaks of
+        for part in parts:
+            if part in self.lines:
+                return self.source, self.lines[part]
         return self.source, 0
 
 
@@ -71,6 +74,13 @@ def _order(placed: tuple[str, int, Problem]) -> tuple[bool, int]:
 def not_allowed(path: KeyPath, value: object, allowed_text: str) -> Problem:
     """A value that is not one of those allowed."""
     return Problem(path, f"found {found(value)}, allowed: {allowed_text}")
+
+
+def wrong_value(path: KeyPath, value: object, annotation: Any, metadata: Iterable[Any] = ()) -> Problem:
+    """A value that its type does not accept."""
+    if get_origin(annotation) is Literal:
+        return unknown_name(path, value, [str(choice) for choice in get_args(annotation)])
+    return not_allowed(path, value, allowed(annotation, metadata))
 
 
 def unknown_key(path: KeyPath, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> Problem:
@@ -121,10 +131,12 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     limits = _limits(metadata)
     if annotation in (int, float):
         return f"{_SINGLE[annotation]}{_range(limits)}"
-    size = _range({"ge": limits.get("min_length"), "le": limits.get("max_length")}).strip()
+    size = (
+        _range({"ge": limits.get("min_length"), "le": limits.get("max_length")}).strip().removeprefix("of ")
+    )
     if origin in (list, dict):
         each = f"each value {allowed(arguments[-1])}"
-        return f"{_SINGLE[origin]}{size and f' ({size} of them)'}, {each}"
+        return f"{_SINGLE[origin]}{size and f' with {size} values'}, {each}"
     return f"{_SINGLE.get(annotation, 'another kind of value')}{size and f' ({size} characters)'}"
 
 

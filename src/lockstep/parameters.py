@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lockstep import choices, overrides, plugins, strict_yaml, yaml_dump
 from lockstep.choices import CHOICES, CONFIG, Share
-from lockstep.messages import COMMAND_LINE, Origins, Problem, allowed, not_allowed, refuse, unknown_key
+from lockstep.messages import COMMAND_LINE, Origins, Problem, not_allowed, refuse, unknown_key, wrong_value
 from lockstep.strict_yaml import KeyPath
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -185,7 +185,7 @@ def _problem(location: KeyPath, kind: str, value: object) -> Problem:
             return unknown_key(location[:depth], model.model_fields, _sections())
         inner = field.annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return not_allowed(location[:depth], value, allowed(inner, field.metadata))
+            return wrong_value(location[:depth], value, inner, field.metadata)
         model = inner
     return not_allowed(location, value, f"a mapping with the keys {', '.join(model.model_fields)}")
 

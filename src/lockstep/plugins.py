@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import Field
 
 from lockstep.errors import MissingPackage, ParametersError
+from lockstep.files import printable
 
 ROOT = Path(__file__).parent
 KINDS = ("models", "datasets", "strategies")
@@ -163,7 +164,7 @@ def _where(error: BaseException) -> str:
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (None, None)
     if file is None and frames:
         file, line = frames[-1].filename, frames[-1].lineno
-    what = " ".join(str(error).split())
+    what = printable(" ".join(str(error).split()))
     return f"at {file}:{line}: {type(error).__name__}: {what}"
 
 

@@ -7,7 +7,6 @@ core schema of YAML 1.2: `1e-3` is a float, `yes` and `2026-11-20` are text, `01
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,13 +73,12 @@ def parse(content: bytes | str, source: str) -> Document:
 
 def parse_value(text: str, source: str) -> Any:
     """Parse one value as it stands behind `key=`: a scalar, or a list or mapping in brackets."""
-    decoded = _decoded(text, source)
-    if "\n" in decoded or "\r" in decoded:
+    if "\n" in text or "\r" in text:
         raise ParametersError(f"{source}: found a line break, allowed: one value on one line")
-    return _build(decoded, source, one_line=True)[0]
+    return _build(_decoded(text, source, one_line=True), source, one_line=True)[0]
 
 
-def _decoded(content: bytes | str, source: str) -> str:
+def _decoded(content: bytes | str, source: str, one_line: bool = False) -> str:
     if len(content) > MAX_BYTES:
         raise ParametersError(f"{source}: found more than {MAX_BYTES:,} bytes, allowed: at most that many")
     if isinstance(content, str):
@@ -93,9 +91,9 @@ def _decoded(content: bytes | str, source: str) -> str:
             found = f"the byte 0x{content[error.start]:02x}, which is not UTF-8"
             raise ParametersError(f"{source}:{line}: found {found}, allowed: text in UTF-8") from None
     if control := _CONTROL.search(text):
-        line = text.count("\n", 0, control.start()) + 1
+        where = source if one_line else f"{source}:{text.count(chr(10), 0, control.start()) + 1}"
         found = f"the control character U+{ord(control.group()):04X}"
-        raise ParametersError(f"{source}:{line}: found {found}, allowed: printable text")
+        raise ParametersError(f"{where}: found {found}, allowed: printable text")
     return text
 
 
@@ -227,7 +225,7 @@ class _Builder:
 def _build(text: str, source: str, one_line: bool = False) -> tuple[Any, dict[KeyPath, int]]:
     builder = _Builder(source, one_line)
     try:
-        for event in _events(text):
+        for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -235,10 +233,6 @@ def _build(text: str, source: str, one_line: bool = False) -> tuple[Any, dict[Ke
         problem = getattr(error, "problem", None) or getattr(error, "context", None) or "unknown problem"
         raise ParametersError(f"{where}: not valid YAML: {printable(problem)}") from None
     return builder.result, builder.lines
-
-
-def _events(text: str) -> Iterator[Any]:
-    yield from yaml.parse(text, Loader=_LOADER)
 
 
 def dotted(path: KeyPath) -> str:

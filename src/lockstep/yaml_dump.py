@@ -33,4 +33,5 @@ _Dumper.add_representer(str, _represent)
 
 def text(value: dict[str, Any]) -> str:
     """A mapping as YAML, keys in the order given."""
-    return yaml.dump(value, Dumper=_Dumper, **_STYLE)
+    written: str = yaml.dump(value, Dumper=_Dumper, **_STYLE)
+    return written

@@ -176,7 +176,7 @@ def _difference(path: Path, entry: dict[str, Any], size: int, owners: dict[str, 
     if digest in owners and digest != entry["sha256"]:
         return f"holds what the manifest has for {printable(owners[digest])}: the two were swapped"
     if size != entry["bytes"]:
-        return f"is {size} bytes long, and was {entry['bytes']}"
+        return f"has {size:,} bytes instead of {entry['bytes']:,}"
     return "holds other bytes than were written"
 
 

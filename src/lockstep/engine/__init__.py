@@ -1,0 +1,1 @@
+"""What a rank does: batches, the loop, metrics and checkpoints. Everything here runs in launched processes."""

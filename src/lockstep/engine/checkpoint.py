@@ -1,0 +1,137 @@
+"""Checkpoints: folders that are whole or absent, verified before they are read, and free of how they were made.
+
+Commit protocol: write into a sibling `.tmp-` folder, fsync each file, write the manifest (path, size,
+SHA-256) last, fsync the folder, rename, fsync the parent, and read it all back. Nothing is overwritten.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lockstep.catalog.seal import verify_folder, write_manifest
+from lockstep.errors import CorruptRecord
+from lockstep.files import fsync_folder, read_json, write_json
+
+FORMAT = 1
+State = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk: ``meta`` is its state.json, tensors are read when asked for."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self.meta["step"])
+
+    def tensors(self) -> State:
+        """Model and optimizer, mapped from the files."""
+        state: State = {}
+        for part in ("model", "optimizer"):
+            try:
+                with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
+                    state[part] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise CorruptRecord(f"{self.path / part}.safetensors cannot be read: {error}") from None
+        return state
+
+
+def folder_name(step: int) -> str:
+    """step-00000120."""
+    return f"step-{step:08d}"
+
+
+def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
+    """Commit a checkpoint of ``meta["step"]`` updates; an existing valid one of that step is kept as it is."""
+    target = checkpoints / folder_name(meta["step"])
+    if target.exists():
+        if not verify_folder(target):
+            return target
+        _remove(target)  # damaged: what is written now replaces it
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=checkpoints))
+    try:
+        for part, tensors in state.items():
+            save_file(_storable(tensors), temporary / f"{part}.safetensors")
+        write_json(temporary / "state.json", {"format": FORMAT, **meta})
+        temporary.chmod(0o755)
+        write_manifest(temporary)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(checkpoints)
+    findings = verify_folder(target)
+    if findings:
+        raise CorruptRecord(f"checkpoint {target} did not read back as written: {'; '.join(findings)}")
+    return target
+
+
+def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, and none sharing memory (tied weights): what safetensors accepts."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
+
+
+def newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a message for each newer one that does not."""
+    passed_over = []
+    for path in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            return open_verified(path), passed_over
+        except CorruptRecord as error:
+            passed_over.append(f"passed over: {error}")
+    return None, passed_over
+
+
+def open_verified(path: Path) -> Checkpoint:
+    """A checkpoint whose every byte was compared with its manifest; CorruptRecord names what differs."""
+    findings = verify_folder(path)
+    if findings:
+        raise CorruptRecord(f"checkpoint {path.name} is damaged ({'; '.join(findings)})")
+    try:
+        meta = read_json(path / "state.json")
+        if meta["format"] != FORMAT:
+            raise CorruptRecord(f"checkpoint {path.name} has format {meta['format']}; this version reads {FORMAT}")
+        int(meta["step"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CorruptRecord(f"checkpoint {path.name} has no usable state.json ({error!r})") from None
+    return Checkpoint(path, meta)
+
+
+def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest ``keep`` and the best. Only names go first, so no half-removed one is seen."""
+    steps = sorted(path for path in checkpoints.glob("step-*"))
+    for path in steps[:-keep]:
+        if best_step is None or path.name != folder_name(best_step):
+            _remove(path)
+
+
+def sweep(checkpoints: Path) -> None:
+    """Remove what a killed writer left. Only one process writes a run, so nothing here is in use."""
+    for path in checkpoints.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    doomed = path.with_name(f".tmp-removed-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,213 @@
+"""The training loop of one rank. It knows no strategy by name: what they share out is behind the seam."""
+
+import math
+from dataclasses import dataclass, field
+from time import process_time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.board import Board
+from lockstep.catalog.run import Run
+from lockstep.engine import checkpoint
+from lockstep.engine.batches import Batches, key, share
+from lockstep.engine.divergence import Watch
+from lockstep.engine.metrics import Metrics, fingerprints, rss_bytes
+from lockstep.engine.optimizers import learning_rate
+from lockstep.errors import RunFailed
+from lockstep.parameters import Parameters
+from lockstep.strategies.base import Outcome, Strategy, clock
+
+EVALUATION_ROWS = 8192  # at once, so that a large split does not need memory for all its activations
+
+
+@dataclass
+class Job:
+    """Everything that the loop of one rank works with."""
+
+    run: Run
+    parameters: Parameters
+    strategy: Strategy
+    batches: Batches
+    validation: tuple[Tensor, Tensor]
+    board: Board
+    metrics: Metrics
+    watch: Watch
+    steps: int
+    rank: int
+    best: dict[str, Any] | None = None  # the checkpoint with the lowest validation loss
+    validated: dict[str, Any] | None = None  # the last epoch's validation
+    saved_step: int = -1
+    epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, samples
+    epoch_began: float = 0.0
+
+
+def train(job: Job, step: int) -> int:
+    """Train from ``step`` updates done until the plan's end or until all ranks are asked to stop."""
+    job.epoch_began = clock()
+    while step < job.steps and not job.board.should_stop(step):
+        take_step(job, step)
+        step += 1
+        if step % job.batches.steps_per_epoch == 0:
+            end_epoch(job, step)
+        if checkpoint_due(job, step):
+            save(job, step)
+    if job.saved_step != step:
+        save(job, step)
+    return step
+
+
+def take_step(job: Job, done: int) -> None:
+    """Update ``done + 1``: data, forward and backward, agreement, the optimizer, a line of metrics."""
+    board, strategy = job.board, job.strategy
+    rate = learning_rate(job.parameters.training, done + 1, job.steps)
+    for group in strategy.optimizer.param_groups if strategy.optimizer else ():
+        group["lr"] = rate
+    began, cpu_began = clock(), process_time()
+    board.enter("data")
+    batch = job.batches(done)
+    # No generator state is saved: whatever the forward pass draws depends on this key alone.
+    torch.default_generator.manual_seed(key(job.parameters.seed, done, job.rank))
+    fed = clock()
+    board.enter("compute")
+    outcome = strategy.forward_backward(batch)
+    norm = strategy.sync()
+    stop_unless_finite(outcome, norm, done + 1, job.rank)
+    board.enter("apply")
+    strategy.apply()
+    ended = clock()
+    samples = batch.samples
+    sums = job.epoch_sums
+    sums[0] += outcome.loss * samples
+    sums[1] += outcome.correct
+    sums[2] += samples
+    digests = {}
+    if (done + 1) % job.parameters.training.digest_every == 0:
+        digests = {"parameter_digests": fingerprints(strategy.module), "rss_bytes": rss_bytes()}
+    sync_seconds, data_seconds = strategy.sync_seconds, fed - began
+    job.metrics.write(
+        "step",
+        step=done + 1,
+        epoch=done // job.batches.steps_per_epoch + 1,
+        loss=outcome.loss,
+        correct=outcome.correct,
+        samples=samples,
+        learning_rate=rate,
+        grad_norm=norm,
+        step_seconds=ended - began,
+        compute_seconds=ended - fed - sync_seconds,
+        sync_seconds=sync_seconds,
+        data_seconds=data_seconds,
+        cpu_seconds=process_time() - cpu_began,
+        wire_bytes=strategy.wire_bytes,
+        **digests,
+    )
+    board.write("loss", outcome.loss)
+    board.write("step", done + 1)
+    if digests:
+        job.watch.compare(done + 1, digests["parameter_digests"])  # type: ignore[arg-type]
+
+
+def stop_unless_finite(outcome: Outcome, norm: float, step: int, rank: int) -> None:
+    """Raise before the optimizer is let near the weights, so that no poisoned state is ever kept."""
+    if math.isfinite(outcome.loss) and math.isfinite(norm):
+        return
+    raise RunFailed(
+        f"the loss of rank {rank} is {outcome.loss} and the gradients' norm {norm} at step {step}: nothing was "
+        "applied, and the last checkpoint is from before it. Try a smaller training.learning_rate, "
+        "training.max_grad_norm, warm-up steps, or look at the data",
+        "not finite",
+    )
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """(summed loss, predicted class of each row) of a split or a slice of one, in evaluation mode."""
+    training = module.training
+    module.eval()
+    loss, predicted = 0.0, []
+    for rows, targets in zip(features.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
+        if len(rows):
+            logits = module(rows)
+            loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            predicted.append(logits.argmax(dim=1))
+    module.train(training)
+    return loss, torch.cat(predicted) if predicted else labels[:0]
+
+
+def end_epoch(job: Job, step: int) -> None:
+    """Validate this rank's share, agree on the whole split's loss, and note it for the checkpoint."""
+    job.board.enter("validation")
+    epoch = step // job.batches.steps_per_epoch
+    features, labels = job.validation
+    rows = share(len(labels), *job.strategy.shard())
+    loss, predicted = evaluate(job.strategy.module, features[rows], labels[rows])
+    correct = int((predicted == labels[rows]).sum())
+    total = job.strategy.total(torch.tensor([loss], dtype=torch.float64)) if len(labels) else None
+    if total is not None:
+        value = float(total) / len(labels)
+        if math.isfinite(value):
+            job.validated = {"step": step, "epoch": epoch, "validation_loss": value}
+    now = clock()
+    train_loss, train_correct, train_samples = job.epoch_sums
+    job.metrics.write(
+        "epoch",
+        epoch=epoch,
+        step=step,
+        seconds=now - job.epoch_began,
+        train=_means(train_loss, train_correct, int(train_samples)),
+        validation=_means(loss, correct, len(labels[rows])),
+    )
+    job.epoch_sums = [0.0, 0.0, 0.0]
+    job.epoch_began = now
+    job.board.write("epoch", epoch)
+
+
+def _means(loss: float, correct: float, samples: int) -> dict[str, float | int]:
+    """Loss and accuracy over this rank's samples; zeros where it had none, as weights make them count nothing."""
+    return {"loss": loss / max(samples, 1), "accuracy": correct / max(samples, 1), "samples": samples}
+
+
+def checkpoint_due(job: Job, step: int) -> bool:
+    """Whether the parameters ask for a checkpoint after this many updates."""
+    options = job.parameters.checkpoint
+    if options.every_steps:
+        return step % options.every_steps == 0
+    return bool(options.every_epochs) and step % (options.every_epochs * job.batches.steps_per_epoch) == 0  # type: ignore[operator]
+
+
+def save(job: Job, step: int) -> None:
+    """Rank 0 commits the state; the others go on and meet it in the next step's collective."""
+    job.saved_step = step
+    if job.rank != 0:
+        return
+    job.board.enter("checkpoint")
+    training = job.parameters.training
+    validated = job.validated
+    if validated and validated["step"] == step:
+        # Only what is kept can be the best: a better epoch that left no checkpoint helps nobody.
+        if job.best is None or validated["validation_loss"] < job.best["validation_loss"]:
+            job.best = validated
+    meta = {
+        "step": step,
+        "epochs_done": step // job.batches.steps_per_epoch,
+        "steps_per_epoch": job.batches.steps_per_epoch,
+        "global_batch_size": training.global_batch_size,
+        "best": job.best,
+        "optimizer": {"name": training.optimizer.name, "options": training.optimizer.options},
+        "scheduler": {
+            "name": training.schedule.name,
+            "options": training.schedule.options,
+            "learning_rate": learning_rate(training, max(step, 1), job.steps),
+        },
+        "precision": training.precision,
+        "seed": job.parameters.seed,
+        "made_by": {
+            "run_id": job.run.run_id,
+            "strategy": job.parameters.distributed.strategy.name,
+            "world_size": job.parameters.distributed.world_size,
+        },
+    }
+    checkpoint.save(job.run.checkpoints, job.strategy.state(), meta)
+    checkpoint.prune(job.run.checkpoints, job.parameters.checkpoint.keep, job.best["step"] if job.best else None)

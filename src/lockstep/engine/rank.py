@@ -1,0 +1,228 @@
+"""One launched process: `main(index, run folder, attempt)` is all that crosses the boundary."""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lockstep import plugins
+from lockstep.board import Board
+from lockstep.catalog.run import Run
+from lockstep.engine import checkpoint
+from lockstep.engine.batches import Batches, key, map_split
+from lockstep.engine.checkpoint import Checkpoint
+from lockstep.engine.divergence import Watch
+from lockstep.engine.loop import Job, train
+from lockstep.engine.metrics import Metrics, peak_rss_bytes
+from lockstep.engine.optimizers import PRECISIONS, make_optimizer
+from lockstep.errors import LockstepError, RunFailed
+from lockstep.files import read_json, write_json
+from lockstep.linux import die_with_parent
+from lockstep.parameters import Parameters, read
+from lockstep.strategies.base import Group, Strategy
+
+
+def main(index: int, run_path: str, attempt: int, parent_pid: int) -> None:
+    """Train as rank ``index``. Whatever goes wrong is left in a file for the launcher; the exit status is 1."""
+    run = Run(Path(run_path))
+    with launched(run, index, run.rank_log(index), parent_pid), Board(run.live / "board", index) as board:
+        parameters = read(run.parameters, [])
+        plan = read_json(run.plan)
+        torch.set_num_threads(plan["threads_per_rank"])
+        work(run, parameters, plan, index, attempt, board)
+
+
+@contextlib.contextmanager
+def launched(run: Run, index: int, log: Path, parent_pid: int) -> Iterator[None]:
+    """Tie this process to its parent, send all its output to its log, and leave a word where it fails."""
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks the ranks to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)  # the descriptors, so that native code's output is caught as well
+    os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks where a hanging rank stands
+    try:
+        yield
+    except BaseException as error:
+        traceback.print_exc()
+        _leave_word(run, index, error)
+        # Leaving at once: an orderly exit would wait for peers that wait for this rank.
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # everything is written; tearing down the interpreter would take 0.2 s and can hang in gloo
+
+
+def _leave_word(run: Run, index: int, error: BaseException) -> None:
+    expected = isinstance(error, LockstepError)
+    word = {
+        "rank": index,
+        "time": time.monotonic(),
+        "cause": getattr(error, "cause", "exception"),
+        "message": str(error) if expected else f"{type(error).__name__}: {error}",
+        "expected": expected,
+        "errno": getattr(error, "errno", None),
+        "traceback": traceback.format_exc(),
+    }
+    with contextlib.suppress(OSError):
+        write_json(run.live / f"error-{index}.json", word)
+
+
+def work(run: Run, parameters: Parameters, plan: dict[str, Any], index: int, attempt: int, board: Board) -> None:
+    """Set up, train, and close in the order that leaves nothing half done."""
+    options = parameters.distributed
+    metrics = Metrics(run.metrics_file(index, attempt))
+    group = Group(index, options.world_size, run.live / f"rendezvous-{attempt}", options.timeout_seconds)
+    strategy: Strategy = plugins.load("strategies", options.strategy.name)(group, **options.strategy.options)
+    precision = PRECISIONS[parameters.training.precision]
+    features, labels = map_split(run.data / "train.safetensors", precision)
+    batches = Batches(features, labels, parameters.seed, parameters.training.global_batch_size, strategy.shard())
+    build_model(run, parameters, plan, strategy, batches)
+    job = Job(
+        run=run,
+        parameters=parameters,
+        strategy=strategy,
+        batches=batches,
+        validation=map_split(run.data / "validation.safetensors", precision),
+        board=board,
+        metrics=metrics,
+        watch=Watch(run, board, attempt),
+        steps=plan["steps"],
+        rank=index,
+    )
+    step = restore(job)
+    started = time.monotonic()
+    board.write("step", step)
+    board.write("first_step", started)
+    metrics.write(
+        "start",
+        attempt=attempt,
+        rank=index,
+        pid=os.getpid(),
+        step=step,
+        startup_seconds=started - board.number(index, "launched"),
+        threads=torch.get_num_threads(),
+    )
+    step = train(job, step)
+    strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns
+    job.watch.finish()
+    metrics.write(
+        "end",
+        step=step,
+        seconds=time.monotonic() - started,
+        cpu_seconds=time.process_time(),
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    if index == 0 and step >= job.steps:
+        export(job, step)
+    metrics.close()
+    board.enter("done")
+    strategy.close()
+
+
+def build_model(
+    run: Run, parameters: Parameters, plan: dict[str, Any], strategy: Strategy, batches: Batches
+) -> None:
+    """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
+    module = make_module(run, parameters)
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    strategy.place(module)
+    strategy.max_grad_norm = parameters.training.max_grad_norm
+    strategy.settle(batches(0))
+    module.load_state_dict(initial)
+    strategy.optimizer = make_optimizer(parameters.training, module)
+
+
+def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
+    """The model in its initial state, which depends on the seed alone."""
+    data = read_json(run.data / "data.json")
+    torch.manual_seed(key(parameters.seed, "model"))
+    function = plugins.load("models", parameters.model.name)
+    module = function(tuple(data["input_shape"]), len(data["classes"]), **parameters.model.options)
+    if not isinstance(module, torch.nn.Module):
+        raise RunFailed(
+            f"model.name: {parameters.model.name} returned {type(module).__name__}, not a torch.nn.Module"
+        )
+    return module.to(PRECISIONS[parameters.training.precision])
+
+
+def restore(job: Job) -> int:
+    """Load the newest checkpoint that verifies, this run's own or its parent's; returns the updates done."""
+    found, passed_over = checkpoint.newest(job.run.checkpoints)
+    for message in passed_over:
+        print(message)
+    if found is not None:
+        load(job, found)
+        job.best = found.meta["best"]
+        job.saved_step = found.step
+        print(f"continuing from {found.path.name}")
+        return found.step
+    if not (job.run.start / "state.json").exists():
+        return 0
+    parent = checkpoint.open_verified(job.run.start)
+    load(job, parent)
+    print(f"starting from {parent.meta['made_by']['run_id']}, step {parent.step}")
+    epochs, left_over = divmod(parent.step, parent.meta["steps_per_epoch"])
+    if parent.meta["steps_per_epoch"] == job.batches.steps_per_epoch:
+        return parent.step
+    assert not left_over, "the orchestration refuses this before a run is made"
+    return epochs * job.batches.steps_per_epoch
+
+
+def load(job: Job, found: Checkpoint) -> None:
+    """Weights always; the optimizer's state where it is the same optimizer."""
+    state = found.tensors()
+    if found.meta["optimizer"]["name"] != job.parameters.training.optimizer.name:
+        print(f"the checkpoint's optimizer was {found.meta['optimizer']['name']}: the new one starts afresh")
+        state["optimizer"] = {}
+    precision = PRECISIONS[job.parameters.training.precision]
+    for part in state.values():
+        for name, tensor in part.items():
+            # Adam keeps its step count in fp32 whatever the weights are, so scalars stay as they are.
+            if tensor.is_floating_point() and tensor.dim():
+                part[name] = tensor.to(precision)
+    try:
+        job.strategy.load(state)
+    except RuntimeError as error:
+        raise RunFailed(f"the checkpoint {found.path.name} does not fit the model: {error}") from None
+
+
+def export(job: Job, step: int) -> None:
+    """distributed_model_checkpoint.pt: plain tensors and numbers, loads with weights_only=True."""
+    from lockstep.files import fsync_folder, temporary_beside
+
+    state = job.strategy.state()
+    with temporary_beside(job.run.model) as temporary:
+        torch.save(
+            {
+                "model": state["model"],
+                "optimizer": {
+                    "name": job.parameters.training.optimizer.name,
+                    "options": json.loads(json.dumps(job.parameters.training.optimizer.options)),
+                    "state": state["optimizer"],
+                },
+                "step": step,
+                "parameters": job.parameters.to_value(),
+            },
+            temporary,
+        )
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(job.run.model)
+    fsync_folder(job.run.path)

@@ -1,0 +1,125 @@
+"""The pipeline's end of the fork server. Imports no torch."""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import LockstepError, RunFailed
+from lockstep.linux import start_ticks
+
+RANK_MODULES = ("lockstep.engine.rank", "lockstep.engine.evaluation", "lockstep.models", "lockstep.strategies.ddp")
+
+
+class Server:
+    """A fork server and the group of processes that it runs at the moment."""
+
+    def __init__(self) -> None:
+        """Start the process; it goes on importing by itself."""
+        ours, theirs = socket.socketpair()
+        # A file without a name: what the server says before there is a run folder, and nothing to clean up.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._socket = ours
+        # -P: the folder the command runs in must not shadow modules of the standard library or torch.
+        command = [sys.executable, "-P", "-m", "lockstep.launchers.server", str(theirs.fileno()), str(os.getpid())]
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+        )
+        theirs.close()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(ours, selectors.EVENT_READ)
+        self._buffer = b""
+        self._method = ""
+        self._pids: list[tuple[int, int | None]] = []
+
+    def prepare(self, start_method: str, folder: Path) -> None:
+        """Say how ranks will be started and where the user's own modules are found, once both are known."""
+        if self._method:
+            return
+        self._method = start_method
+        paths = [*(str(Path(path).absolute()) if path else str(folder) for path in sys.path), str(folder)]
+        self._send(order="prepare", sys_path=list(dict.fromkeys(paths)), method=start_method, modules=RANK_MODULES)
+
+    def start(self, target: str, arguments: list[Any], count: int) -> None:
+        """Order ``count`` processes that call ``target(index, *arguments, parent_pid)``."""
+        self._send(order="start", target=target, arguments=arguments, count=count, method=self._method)
+
+    def kill_group(self) -> None:
+        """SIGKILL every process of the group that is still alive."""
+        self._send(order="kill")
+
+    def poll(self, seconds: float) -> list[dict[str, Any]]:
+        """The messages that arrive within the time; RunFailed where the server itself is gone."""
+        if b"\n" not in self._buffer and not self._selector.select(seconds):
+            return []
+        data = self._socket.recv(1 << 16)
+        if not data:
+            raise RunFailed(f"the process that starts the ranks ended: {self._last_words()}", "signal")
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
+            if message["event"] == "failed":
+                raise LockstepError(f"ranks cannot be started: {message['message']}\n{self._last_words()}")
+            if message["event"] == "started":
+                self._pids = [(pid, start_ticks(pid)) for pid in message["pids"]]
+        return messages
+
+    def _last_words(self) -> str:
+        code = self._process.poll()
+        self._output.seek(0)
+        tail = self._output.read().decode(errors="replace").strip().splitlines()[-15:]
+        status = f"exit status {code}" if code is None or code >= 0 else f"signal {-code}"
+        return "\n".join([status, *tail])
+
+    def _send(self, **message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # poll() says that it is gone
+            self._socket.sendall((json.dumps(message) + "\n").encode())
+
+    def close(self) -> None:
+        """End the server and with it every rank, and wait until they are gone."""
+        self._process.kill()
+        self._process.wait()
+        self._selector.close()
+        self._socket.close()
+        self._output.close()
+        deadline = time.monotonic() + 5
+        for pid, ticks in self._pids:
+            while ticks is not None and start_ticks(pid) == ticks and time.monotonic() < deadline:
+                if _is_zombie(pid):
+                    break
+                time.sleep(0.005)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Dead, and waiting for an init that may never come (a container without one)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@contextlib.contextmanager
+def ended_on_exit(server: Server) -> Iterator[Server]:
+    """The server, closed whatever happens."""
+    try:
+        yield server
+    finally:
+        server.close()

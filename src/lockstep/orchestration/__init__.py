@@ -1,0 +1,1 @@
+"""The pipeline: Runnable's tasks over a run's folder. This process imports no torch."""

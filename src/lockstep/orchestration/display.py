@@ -1,0 +1,180 @@
+"""What a person sees: which step runs, how far training is, a closing table. Plain lines where there is no terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from lockstep.board import Board
+from lockstep.catalog.run import Run
+from lockstep.files import printable
+
+PLAIN_SECONDS = 2.0  # between two lines of progress where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    """0.42 s, 12.3 s, 4 min 05 s, 3 h 12 min."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Display:
+    """Writes to the standard output as it was when the command began: Runnable replaces it within steps."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
+        self._notes: list[str] = []
+
+    def say(self, text: str) -> None:
+        """A detail of the running step."""
+        self._notes.append(text)
+
+    def line(self, text: str, style: str = "") -> None:
+        """A line of recorded or computed text; never read as markup."""
+        self.console.print(Text(printable(text), style=style))
+
+    def warn(self, text: str) -> None:
+        """Something that works, but costs."""
+        self.line(f"  warning: {text}", "yellow")
+
+    def stopping(self, name: str) -> None:
+        """The first Ctrl-C."""
+        self.line(f"  {name}: stopping after this step and saving a checkpoint; once more ends at once", "yellow")
+
+    def step_started(self, name: str) -> None:
+        """A step of the pipeline begins."""
+        self._notes.clear()
+        if name == "train" and not self.console.is_terminal:
+            self.line(f"  {name} ...")
+
+    def step_finished(self, name: str, status: str, seconds: float) -> None:
+        """A step of the pipeline has ended."""
+        mark, style = {"succeeded": ("✓", "green"), "interrupted": ("■", "yellow")}.get(status, ("✗", "red"))
+        notes = f"  {'; '.join(self._notes)}" if self._notes else ""
+        self.console.print(
+            Text.assemble(
+                (f"{mark} ", style), (f"{name:<18}", "bold"), f"{duration(seconds):>9}", (printable(notes), "dim")
+            )
+        )
+
+    @contextlib.contextmanager
+    def training(self, board: Board, plan: dict[str, Any]) -> Iterator[Callable[[], None]]:
+        """A progress bar (or lines now and then) fed from the board; yields what to call often."""
+        meter = _Meter(board, plan)
+        if not self.console.is_terminal:
+            yield self._plain_ticks(meter)
+            self.line(f"    {meter.text()}")
+            return
+        columns = (SpinnerColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"))
+        with Progress(*columns, console=self.console, transient=True, refresh_per_second=10) as progress:
+            task = progress.add_task("", total=plan["steps"])
+            yield lambda: progress.update(task, completed=meter.step, description=meter.text())
+
+    def _plain_ticks(self, meter: "_Meter") -> Callable[[], None]:
+        shown = time.monotonic()
+
+        def tick() -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= PLAIN_SECONDS:
+                shown = time.monotonic()
+                self.line(f"    {meter.text()}")
+
+        return tick
+
+    def closing(self, run: Run, results: dict[str, Any], steps: list[tuple[str, float]]) -> None:
+        """The table at the end, the run's id and the paths to look at."""
+        self.console.print()
+        if "evaluation" in results:
+            self.console.print(_quality(results["evaluation"]))
+        self.console.print(_speed(results))
+        spent = "  ".join(f"{name} {duration(seconds)}" for name, seconds in steps)
+        self.line(f"time    {spent}")
+        self.paths(run)
+
+    def paths(self, run: Run) -> None:
+        """Where to look."""
+        self.line(f"run     {run.run_id}", "bold")
+        for path in (run.report, run.results, run.model, run.logs):
+            if path.exists():
+                self.line(f"        {path}")
+
+
+class _Meter:
+    """Step, loss, speed and time left, from the board."""
+
+    def __init__(self, board: Board, plan: dict[str, Any]) -> None:
+        self._board, self._plan = board, plan
+        self._first: tuple[float, int] | None = None
+
+    @property
+    def step(self) -> int:
+        """Updates that every rank has done."""
+        return min(self._board.integer(rank, "step") for rank in range(self._board.world_size))
+
+    def text(self) -> str:
+        """One line."""
+        started = self._board.number(0, "first_step")
+        if not started:
+            waited = time.monotonic() - self._board.number(0, "launched")
+            return f"starting {self._board.world_size} ranks (importing torch) {waited:.0f} s"
+        step, steps = self.step, self._plan["steps"]
+        self._first = self._first or (started, step)
+        elapsed, done = time.monotonic() - self._first[0], step - self._first[1]
+        ranks = range(self._board.world_size)
+        loss = sum(self._board.number(rank, "loss") for rank in ranks) / len(ranks)
+        epoch = min(step // self._plan["steps_per_epoch"] + 1, steps // self._plan["steps_per_epoch"])
+        words = [f"epoch {epoch}/{steps // self._plan['steps_per_epoch']}", f"step {step:,}/{steps:,}"]
+        if done:
+            rate = done / elapsed
+            words += [f"loss {loss:.4f}", f"{rate * self._plan['global_batch_size']:,.0f} samples/s"]
+            words += [f"{duration((steps - step) / rate)} left"] if step < steps else []
+        return "  ".join(words)
+
+
+def _quality(evaluation: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "step", "train acc", "loss", "validation acc", "loss", "test acc", "loss"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name in ("final", "best"):
+        judged = evaluation[name]
+        cells = []
+        for split in ("train", "validation", "test"):
+            numbers = judged[split]
+            cells += [f"{numbers['accuracy']:.4f}", f"{numbers['loss']:.4f}"] if numbers else ["-", "-"]
+        table.add_row(name, f"{judged['step']:,}", *cells)
+    return table
+
+
+def _speed(results: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "samples", "samples/s", "compute", "waiting", "data", "cpu", "peak memory"):
+        table.add_column(name, justify="left" if not name else "right")
+    for rank in results["ranks"]:
+        memory = rank["peak_rss_bytes"]
+        table.add_row(
+            f"rank {rank['rank']}",
+            f"{rank['samples']:,}",
+            f"{rank['samples_per_second']:,.0f}" if rank["samples_per_second"] else "-",
+            *(duration(rank[field]) for field in ("compute_seconds", "sync_seconds", "data_seconds", "cpu_seconds")),
+            f"{memory / 2**20:,.0f} MiB" if memory else "-",
+        )
+    training = results["training"]
+    rate = training["samples_per_second"]
+    waiting = training["waiting_share"]
+    table.add_row(
+        "together",
+        f"{training['samples']:,}",
+        f"{rate:,.0f}" if rate else "-",
+        "",
+        f"{waiting:.0%}" if waiting is not None else "-",
+        style="bold",
+    )
+    return table

@@ -1,0 +1,174 @@
+"""One attempt at a run, from the claimed folder to the seal, with Runnable in between."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lockstep.catalog import events, provenance, seal, status
+from lockstep.errors import Interrupted, LockstepError, RunFailed
+from lockstep.files import read_json
+from lockstep.orchestration.session import Session, active
+
+INHERITED = ("RUNNABLE_PRM_", "RUNNABLE_PARAMETERS_FILE", "RUNNABLE_CONFIGURATION_FILE", "RUNNABLE_RETRY_")
+RUNNABLE_VARIABLES = ("RUNNABLE_RUN_ID", "RUNNABLE_RUN_TAG", "RUNNABLE_RETRY_RUN_ID", "RUNNABLE_RETRY_INDICATOR")
+
+
+def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict[str, Any] | None) -> int:
+    """Execute the pipeline in the run's folder, whose lock the caller holds; returns the exit status."""
+    run = session.run
+    events.append(run, "started", attempt=session.attempt, process=status.process_identity())
+    recorder = threading.Thread(
+        target=_record_provenance, args=(session, argv, parent), name="provenance", daemon=True
+    )
+    recorder.start()
+    ending: dict[str, Any] = {"status": "succeeded", "cause": None, "message": None, "rank": None}
+    code = 0
+    try:
+        with active(session):
+            _execute(session, tag)
+            if session.stop_signal:
+                raise Interrupted(session.stop_signal)
+    except Interrupted as error:
+        ending |= {"status": "interrupted", "cause": error.signal_name, "message": str(error)}
+        code = Interrupted.exit_status
+    except Exception as error:
+        ending |= _ending(error)
+        code = 1
+        _explain(session, error)
+    recorder.join()
+    _finish(session, ending)
+    return code
+
+
+def _ending(error: Exception) -> dict[str, Any]:
+    cause, rank = getattr(error, "cause", "exception"), getattr(error, "rank", None)
+    if isinstance(error, OSError) and error.errno == 28:
+        cause = "disk full"
+    return {"status": "failed", "cause": cause, "message": _message(error), "rank": rank}
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, LockstepError) else f"{type(error).__name__}: {error}"
+
+
+def _explain(session: Session, error: Exception) -> None:
+    session.display.line(f"error: {_message(error)}", "red")
+    if not isinstance(error, (LockstepError, OSError)):
+        raise_note = "".join(_traceback(error))
+        session.display.line(raise_note)
+
+
+def _traceback(error: Exception) -> list[str]:
+    import traceback
+
+    return traceback.format_exception(error)
+
+
+def _record_provenance(session: Session, argv: Sequence[str], parent: dict[str, Any] | None) -> None:
+    """Runs beside start-up; a failure is told and does not stop the run."""
+    try:
+        provenance.write(session.run, argv, session.folder, parent=parent, attempt=session.attempt)
+    except Exception as error:
+        session.warn(f"provenance.json could not be written: {type(error).__name__}: {error}")
+
+
+def _finish(session: Session, ending: dict[str, Any]) -> None:
+    """Say in the history how it ended, then seal. On a full disk what was committed stays valid, unsealed."""
+    try:
+        events.append(session.run, "finished", **ending)
+        seal.seal(session.run)
+    except OSError as error:
+        session.display.warn(f"the record could not be sealed: {error}. What was written before stays valid")
+
+
+@contextlib.contextmanager
+def _environment(run_folder: Path, retry: bool) -> Iterator[None]:
+    """Work in the run's folder, with no inherited variable that would overrule the parameters."""
+    before, saved = Path.cwd(), dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(INHERITED):
+            del os.environ[name]
+    if retry:
+        os.environ["RUNNABLE_RETRY_RUN_ID"] = run_folder.name
+    path = list(sys.path)
+    os.chdir(run_folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path[:] = path  # Runnable puts the current folder first, once a step
+        for name in RUNNABLE_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in saved.items() if name.startswith(INHERITED)})
+
+
+def _quiet_runnable() -> None:
+    """Import runnable without its banner, and send its console to nowhere (`.quiet` would drop tracebacks)."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import runnable
+    nowhere = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    runnable.console.file = runnable.task_console.file = nowhere
+    logging.getLogger("runnable").addHandler(logging.NullHandler())
+
+
+def _execute(session: Session, tag: str | None) -> None:
+    """Build Runnable's context by hand and run it; raises what a step raised."""
+    _quiet_runnable()
+    from runnable import context, defaults, exceptions
+
+    from lockstep.orchestration import services
+
+    run = session.run
+    retry = _can_retry(session)
+    with _environment(run.path, retry):
+        services_by_name = {k: v for k, v in defaults.DEFAULT_SERVICES.items() if k != "job_executor"}
+        ctx = context.PipelineContext.model_validate(
+            {
+                "pipeline_definition_file": "lockstep.orchestration.build.build",
+                "parameters_file": str(run.parameters),
+                "run_id": run.run_id,
+                "tag": tag or "",
+                "execution_mode": context.ExecutionMode.PYTHON,
+                "configuration_file": "",
+                **services_by_name,
+            }
+        )
+        ctx.catalog = services.InPlaceCatalog(catalog_location=str(run.path))
+        ctx.run_log_store = services.RunLogInFolder(log_folder=str(run.path))
+        ctx.pipeline_executor = services.Executor()
+        try:
+            ctx.execute()
+        except exceptions.ExecutionFailedError:
+            raise session.failure or RunFailed("the pipeline failed; see run_log.json") from None
+        finally:
+            context.set_run_context(None)
+
+
+def _can_retry(session: Session) -> bool:
+    """Whether Runnable's log of the earlier attempt is there to say which steps are done."""
+    if session.attempt == 1:
+        return False
+    try:
+        return bool(read_json(session.run.run_log)["run_id"] == session.run.run_id)
+    except (OSError, ValueError, KeyError, TypeError):
+        session.run.run_log.unlink(missing_ok=True)
+        return False
+
+
+def step_seconds(session: Session) -> list[tuple[str, float]]:
+    """What each step of this attempt took, from the history."""
+    lines = events.read(session.run)
+    first = max((i for i, line in enumerate(lines) if line["event"] == "started"), default=0)
+    return [(line["step"], line["seconds"]) for line in lines[first:] if line["event"] == "step_finished"]
+
+
+def elapsed(session: Session) -> float:
+    """Seconds since the command began."""
+    return time.monotonic() - session.began

@@ -1,0 +1,180 @@
+"""From a command line to a run: a new one, another attempt at one, or a child of one."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstep import __version__, parameters
+from lockstep.catalog import events, status
+from lockstep.catalog.manifest import verify_folder
+from lockstep.catalog.run import Run, check_run_id, claim, find
+from lockstep.errors import CorruptRecord, UsageError
+from lockstep.files import fsync_folder, read_json, sha256_of, write_atomically
+from lockstep.launchers.client import Server
+from lockstep.orchestration import plan
+from lockstep.orchestration.display import Display
+from lockstep.orchestration.session import Session
+from lockstep.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    catalog: Path
+    folder: Path
+    argv: Sequence[str]
+    file: Path | None = None
+    overrides: Sequence[str] = ()
+    run_id: str | None = None
+    tag: str | None = None
+    resume: str | None = None
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The checkpoint of another run that a new run starts from."""
+
+    run: Run
+    checkpoint: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the record of the child keeps."""
+        return {
+            "run_id": self.run.run_id,
+            "checkpoint": self.checkpoint.name,
+            "manifest_sha256": sha256_of(self.checkpoint / "manifest.json"),
+        }
+
+
+def start(request: Request, server: Server, display: Display, began: float) -> int:
+    """Make or continue a run; returns the exit status. Bad input is refused before anything is written."""
+    if request.run_id:
+        check_run_id(request.run_id)
+    if request.resume is not None:
+        return resume(request, server, display, began)
+    wanted = parameters.read(request.file, request.overrides)
+    return new_run(request, wanted, server, display, began)
+
+
+def new_run(
+    request: Request, wanted: Parameters, server: Server, display: Display, began: float, parent: Parent | None = None
+) -> int:
+    """Claim a folder, write the parameters, and make the first attempt."""
+    server.prepare(wanted.distributed.start_method, request.folder)
+    run = claim(request.catalog, request.run_id)
+    descriptor = status.hold(run)
+    origin = parent.as_dict() if parent else None
+    write_atomically(run.parameters, parameters.dump(wanted))
+    if parent is not None:
+        adopt(run, parent)
+    summary = {
+        "dataset": wanted.data.name,
+        "model": wanted.model.name,
+        "strategy": wanted.distributed.strategy.name,
+        "world_size": wanted.distributed.world_size,
+    }
+    events.append(
+        run, "created", run_id=run.run_id, tag=request.tag, parent=origin, summary=summary, lockstep=__version__
+    )
+    told = f"  from {parent.run.run_id} {parent.checkpoint.name}" if parent else ""
+    display.line(f"lockstep  run {run.run_id}{told}", "bold")
+    session = Session(run, display, request.folder, server, 1, began)
+    return carry_out(session, request, request.tag, origin, descriptor)
+
+
+def resume(request: Request, server: Server, display: Display, began: float) -> int:
+    """Another attempt where nothing is changed, else a new run that starts from the old one's checkpoint."""
+    run = find(request.catalog, str(request.resume))
+    now = status.of(run)
+    if now.word == "running":
+        raise UsageError(f"run {run.run_id} is running (pid {now.pid}): it cannot be resumed before it ends")
+    if not run.parameters.is_file():
+        raise UsageError(f"run {run.run_id} ended before its parameters were written: there is nothing to resume")
+    before = parameters.read(run.parameters, [])
+    wanted = parameters.read(request.file or run.parameters, request.overrides)
+    changes = parameters.difference(before, wanted)
+    if changes or request.run_id:
+        parent = newest_checkpoint(run)
+        refuse_what_cannot_follow(run, parent, before, wanted)
+        for change in changes:
+            display.line(f"  changed: {change}")
+        return new_run(request, wanted, server, display, began, parent)
+    if now.word == "succeeded":
+        display.line(f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,")
+        display.line(f"change something, for example: --resume {run.run_id} training.epochs={before.training.epochs * 2}")
+        return 0
+    server.prepare(wanted.distributed.start_method, request.folder)
+    descriptor = status.hold(run)
+    history = events.read(run)
+    attempt = sum(event["event"] == "started" for event in history) + 1
+    created = next((event for event in history if event["event"] == "created"), {})
+    display.line(f"lockstep  run {run.run_id}, attempt {attempt} (it was {now.word})", "bold")
+    session = Session(run, display, request.folder, server, attempt, began)
+    return carry_out(session, request, created.get("tag"), created.get("parent"), descriptor)
+
+
+def newest_checkpoint(run: Run) -> Parent:
+    """The newest checkpoint of a run that verifies, its own or the one it started from."""
+    for path in [*sorted(run.checkpoints.glob("step-*"), reverse=True), run.start]:
+        if path.is_dir() and not verify_folder(path):
+            return Parent(run, path)
+    raise UsageError(f"run {run.run_id} has no valid checkpoint to start from: start a new run without --resume")
+
+
+def refuse_what_cannot_follow(run: Run, parent: Parent, before: Parameters, wanted: Parameters) -> None:
+    """Refuse early, with nothing written, what setup_distributed would refuse later."""
+    if not run.plan.is_file() or before.data != wanted.data or before.seed != wanted.seed:
+        return
+    samples = read_json(run.plan)["splits"]["train"]
+    steps_per_epoch = -(-samples // wanted.training.global_batch_size)
+    state = read_json(parent.checkpoint / "state.json")
+    complaint = plan.start_complaint(state, steps_per_epoch, steps_per_epoch * wanted.training.epochs)
+    if complaint:
+        raise UsageError(complaint)
+
+
+def adopt(run: Run, parent: Parent) -> None:
+    """Give the parent's checkpoint a name in the child, so that the child's folder is whole by itself."""
+    run.start.mkdir()
+    for file in parent.checkpoint.iterdir():
+        try:
+            os.link(file, run.start / file.name)
+        except OSError:
+            shutil.copy2(file, run.start / file.name)
+    fsync_folder(run.start)
+    if verify_folder(run.start):
+        raise CorruptRecord(f"{parent.checkpoint} changed while it was copied")
+
+
+def carry_out(
+    session: Session, request: Request, tag: str | None, parent: dict[str, Any] | None, descriptor: int
+) -> int:
+    """The attempt itself, the closing table, and giving the lock back."""
+    from lockstep.orchestration import execute
+
+    try:
+        code = execute.attempt(session, request.argv, tag, parent)
+        if code == 0:
+            session.display.closing(session.run, read_json(session.run.results), execute.step_seconds(session))
+            session.display.line(f"        {time.monotonic() - session.began:.1f} s in all")
+        else:
+            session.display.line(f"run     {session.run.run_id}", "bold")
+            session.display.line(f"        {session.run.path}")
+            session.display.line(f"        to continue: {command(request)} --resume {session.run.run_id}")
+        return code
+    finally:
+        if session.server is not None:
+            session.server.close()
+        status.release(session.run, descriptor)
+
+
+def command(request: Request) -> str:
+    """How the user started this, for the message that says how to go on."""
+    name = Path(request.argv[0]).name if request.argv else ""
+    return "uv run lockstep run" if name == "lockstep" else f"uv run {Path(sys.argv[0]).name}"

@@ -1,0 +1,134 @@
+"""The tasks of the pipeline. Each works in the run's folder, which is the current one, and returns little:
+what a task returns becomes a parameter of the later ones and stands in Runnable's log."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from lockstep.board import Board
+from lockstep.catalog import report as report_page
+from lockstep.errors import Interrupted, RunFailed
+from lockstep.files import read_json, write_json
+from lockstep.launchers.supervise import Watched, supervise
+from lockstep.orchestration import aggregate, plan, prepare
+from lockstep.orchestration.session import Session, current
+from lockstep.parameters import Parameters, from_value
+
+EVALUATION_LOG, EVALUATION_RESULT = "evaluator.log", "evaluation.json"  # as engine.evaluation writes them
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _step(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep what a step raises: Runnable only keeps that it failed."""
+
+    @functools.wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            current().failure = error
+            raise
+
+    return kept
+
+
+def _parameters(**sections: Any) -> Parameters:
+    return from_value(sections, "parameters.yaml")
+
+
+@_step
+def prepare_data(seed: int, data: dict[str, Any]) -> str:
+    """Prepare the splits, or link those that stand in the store already."""
+    session = current()
+    parameters = _parameters(seed=seed, data=data, distributed={"world_size": 1})
+    description = prepare.prepare(session.run, parameters.data, seed)
+    counts = {name: file["samples"] for name, file in description["files"].items()}
+    session.display.say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    return str(description["identity"])
+
+
+@_step
+def setup_distributed(seed: int, data: dict[str, Any], model: dict[str, Any], training: dict[str, Any], distributed: dict[str, Any], checkpoint: dict[str, Any]) -> int:
+    """Decide ranks, threads and steps, and refuse what cannot work before anything is started."""
+    session = current()
+    parameters = _parameters(
+        seed=seed, data=data, model=model, training=training, distributed=distributed, checkpoint=checkpoint
+    )
+    decided = plan.make(session.run, parameters)
+    write_json(session.run.plan, decided)
+    for warning in decided["warnings"]:
+        session.warn(warning)
+    session.display.say(plan.in_words(decided))
+    return int(decided["steps"])
+
+
+@_step
+def train(distributed: dict[str, Any]) -> int:
+    """Start the ranks and watch over them until the last step."""
+    session, run = current(), current().run
+    prepare.verify(run)
+    decided = read_json(run.plan)
+    plan.clear_leftovers(run)
+    ranks = decided["world_size"]
+    server = session.ranks_server(distributed["start_method"])
+    with Board.create(run.live / "board", ranks) as board:
+        board.set_header("total_steps", decided["steps"])
+        logs = [run.rank_log(rank) for rank in range(ranks)]
+        watched = Watched(run, server, logs, board, distributed["timeout_seconds"])
+        server.start("lockstep.engine.rank:main", [str(run.path), session.attempt], ranks)
+        with session.display.training(board, decided) as tick:
+            _watch(session, watched, board, tick)
+        done = board.integer(0, "step")
+    for message in plan.passed_over(run, session.attempt):
+        session.warn(message)
+    if session.stop_signal:
+        raise Interrupted(session.stop_signal)
+    if done < decided["steps"]:
+        raise RunFailed(f"the ranks ended after step {done} of {decided['steps']} without a word")
+    return done
+
+
+def _watch(session: Session, watched: Watched, board: Board, tick: Callable[[], None]) -> None:
+    def stop_wanted() -> bool:
+        if session.stop_signal and not board.number(0, "first_step"):
+            raise Interrupted(session.stop_signal)  # nothing is done yet that could be saved
+        return session.stop_signal is not None
+
+    session.stoppable = True
+    try:
+        supervise(watched, stop_wanted, tick)
+    finally:
+        session.stoppable = False
+
+
+@_step
+def aggregate_metrics() -> float:
+    """One picture of the ranks' metrics, weighted by samples."""
+    session = current()
+    results = aggregate.aggregate(session.run)
+    write_json(session.run.results, results)
+    return float(results["training"]["samples_per_second"] or 0.0)
+
+
+@_step
+def evaluate(distributed: dict[str, Any]) -> tuple[float, float]:
+    """Judge the final and the best checkpoint, restored from disk in a process of its own."""
+    session, run = current(), current().run
+    server = session.ranks_server(distributed["start_method"])
+    (run.live / EVALUATION_RESULT).unlink(missing_ok=True)
+    plan.clear_leftovers(run)
+    watched = Watched(run, server, [run.logs / EVALUATION_LOG], None, distributed["timeout_seconds"])
+    server.start("lockstep.engine.evaluation:main", [str(run.path)], 1)
+    supervise(watched)
+    results = read_json(run.results)
+    results["evaluation"] = read_json(run.live / EVALUATION_RESULT)
+    write_json(run.results, results)
+    final = results["evaluation"]["final"]["test"]
+    return final["accuracy"], final["loss"]
+
+
+@_step
+def report() -> None:
+    """Write report.html."""
+    report_page.write(current().run)

@@ -1,0 +1,150 @@
+"""The seam between the training loop and the ways of sharing its work. The defaults are the single process."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks that train together, as one of them sees it."""
+
+    rank: int
+    world_size: int
+    rendezvous: Path
+    timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of one global batch.
+
+    ``features`` is (samples, *shape) and ``labels`` (samples,). ``weight`` is 1, or 0 for a share that is
+    empty: it then holds one borrowed sample which counts for nothing, because a model must still run for
+    this rank to take part in the collectives. ``global_samples`` counts the samples over all ranks.
+    """
+
+    features: Tensor
+    labels: Tensor
+    weight: float
+    global_samples: int
+
+    @property
+    def samples(self) -> int:
+        """How many samples of this share count."""
+        return len(self.labels) if self.weight else 0
+
+
+@dataclass
+class Outcome:
+    """What a rank saw of its own share: ``loss`` is the mean over its samples, 0.0 where it had none."""
+
+    loss: float
+    correct: int
+
+
+class Strategy:
+    """One rank of one way of training. Subclasses override what they share out."""
+
+    exact = True  # equals the single process up to rounding
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.model: nn.Module = nn.Identity()  # what the forward pass calls
+        self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
+        self.optimizer: Optimizer | None = None
+        self.max_grad_norm: float | None = None
+        self.sync_seconds = 0.0  # of the last step: spent with no gradient of its own left to compute
+        self.wire_bytes = 0  # of one step, sent by this rank
+
+    def shard(self) -> tuple[int, int]:
+        """(index, count): which slice of each global batch is this rank's."""
+        return 0, 1
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Take the module in, before the optimizer exists; returns what the forward pass calls."""
+        self.module = self.model = module
+        return self.model
+
+    def settle(self, batch: Batch) -> None:
+        """Do, before the state is loaded, whatever would else make the first step differ from the later ones."""
+
+    def forward_backward(self, batch: Batch) -> Outcome:
+        """Leave in ``.grad`` this rank's part of the gradient of the mean loss over the *global* batch."""
+        logits = self.model(batch.features)
+        total = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        self.backward(total * (batch.weight * self.gradient_scale / batch.global_samples))
+        if not batch.weight:
+            return Outcome(0.0, 0)
+        with torch.no_grad():
+            correct = int((logits.argmax(dim=1) == batch.labels).sum())
+        return Outcome(float(total) / batch.samples, correct)
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass; what overlaps with it, overlaps here."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @property
+    def gradient_scale(self) -> float:
+        """Undoes what the reduction divides by: a sum over ranks of shares over the global count is the mean."""
+        return 1.0
+
+    def sync(self) -> float:
+        """Make the gradients agree over the ranks and clip them; returns their norm before clipping."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        value = float(norm)
+        if self.max_grad_norm is not None and value > self.max_grad_norm:
+            torch._foreach_mul_(gradients, self.max_grad_norm / value)
+        return value
+
+    def apply(self) -> None:
+        """The optimizer's step."""
+        assert self.optimizer is not None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a small tensor over all ranks, the same on each."""
+        return values
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """``model`` and ``optimizer``, whole, keyed by parameter name (optimizer: ``name/key``)."""
+        assert self.optimizer is not None
+        slots = {
+            f"{name}/{key}": value
+            for name, parameter in self._named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+        return {"model": dict(self.module.state_dict()), "optimizer": slots}
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take back what ``state`` gave, under this or any other strategy and world size."""
+        assert self.optimizer is not None
+        self.module.load_state_dict(state["model"])
+        for name, parameter in self._named_parameters():
+            prefix = f"{name}/"
+            slots = {
+                key.removeprefix(prefix): value.clone()
+                for key, value in state["optimizer"].items()
+                if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
+            }
+            if slots:
+                self.optimizer.state[parameter] = slots
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+    def close(self) -> None:
+        """Leave the group. Called once, when everything is written."""
+
+
+def clock() -> float:
+    """Seconds on a clock that never goes back; the one that every span of a step is taken from."""
+    return perf_counter()
