@@ -103,7 +103,8 @@ BAD = {
     "more ranks than samples": (
         "distributed:\n  world_size: 256",
         "p.yaml:2: distributed.world_size: found 256, "
-        "allowed: at most training.global_batch_size, which is 128; set distributed.world_size=128 or training.global_batch_size=256",
+        "allowed: at most training.global_batch_size, which is 128; "
+        "set distributed.world_size=128 or training.global_batch_size=256",
     ),
     "single on two": (
         "distributed: {strategy: single}",
