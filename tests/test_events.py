@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 
@@ -40,7 +41,7 @@ def test_each_line_carries_the_digest_of_the_line_before(run):
         events.append(run, name)
     lines = run.events.read_bytes().splitlines()
     assert json.loads(lines[0])["previous"] == "0" * 64
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in itertools.pairwise(lines):
         assert json.loads(after)["previous"] == hashlib.sha256(before).hexdigest()
 
 

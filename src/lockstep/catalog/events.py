@@ -22,6 +22,7 @@ from lockstep.catalog.run import Run
 from lockstep.files import fsync_folder
 
 NO_PREVIOUS = "0" * 64
+LONGEST_READ = 64 << 20  # far above any real history; a reader need not swallow what is none
 _RESERVED = {"event", "time", "previous"}
 _one_at_a_time = threading.Lock()  # a run has one writing process; its threads take turns
 
@@ -63,7 +64,7 @@ def expected_line(content: bytes, event: str, time: str, **fields: object) -> by
 
 def read(run: Run) -> list[dict[str, Any]]:
     """Every whole event, oldest first. Torn lines are skipped; a missing or unreadable file is empty."""
-    return [event for _, event in _lines(_content(run)) if event is not None]
+    return [event for _, event in _lines(_content(run, LONGEST_READ)) if event is not None]
 
 
 def check_chain(run: Run) -> list[str]:
@@ -89,9 +90,10 @@ def check_chain(run: Run) -> list[str]:
     return findings
 
 
-def _content(run: Run) -> bytes:
+def _content(run: Run, limit: int = -1) -> bytes:
     try:
-        return run.events.read_bytes()
+        with run.events.open("rb") as file:
+            return file.read(limit)
     except OSError:
         return b""
 
