@@ -1,6 +1,5 @@
 """Parts of the parameters that are chosen by name and bring options of their own beside it."""
 
-import copy
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -88,7 +87,7 @@ def check(
             problems.append(Problem((*path, name), f"found nothing, but it has no default; allowed: {what}"))
             continue
         try:
-            values[name] = copy.deepcopy(TypeAdapter(option.annotation, config=CONFIG).validate_python(value))
+            values[name] = TypeAdapter(option.annotation, config=CONFIG).validate_python(value)
         except ValidationError:
             problems.append(wrong_value((*path, name), value, option.annotation))
         except PydanticSchemaGenerationError:
