@@ -84,7 +84,7 @@ def test_recorded_end_outranks_what_the_steps_suggest(tmp_path: Path, status: st
     text = Page(render(run)).text
     assert f"{status}: hang, rank 1" in text
     assert "rank 1 stood still in all_reduce" in text
-    assert "written while the run was open" not in text
+    assert "while the run was still open" not in text
 
 
 def test_attempts_are_told_apart(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from lockstep import plugins
 from lockstep.board import Board
 from lockstep.catalog.run import Run
-from lockstep.engine import checkpoint
+from lockstep.engine import checkpoint, lazy_dynamo
 from lockstep.engine.batches import Batches, key, map_split
 from lockstep.engine.checkpoint import Checkpoint
 from lockstep.engine.divergence import Watch
@@ -53,6 +53,7 @@ def launched(run: Run, index: int, log: Path, parent_pid: int) -> Iterator[None]
     os.close(descriptor)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    lazy_dynamo.install()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks where a hanging rank stands
     try:

@@ -19,10 +19,8 @@ from typing import Any
 
 from lockstep.linux import die_with_parent
 
-# What a rank imports before its first step. torch._dynamo is imported by the first optimizer and by DDP's
-# constructor in any process, and takes longer than all the rest: once here instead of once a rank.
 BASE = ("torch", "torch.multiprocessing")
-FOR_FORKED_RANKS = ("torch.distributed", "torch.nn.parallel", "torch.optim", "torch._dynamo")
+FOR_FORKED_RANKS = ("torch.distributed", "torch.nn.parallel", "torch.optim")
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ from lockstep.catalog.report.history import Attempt
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.values import number, percent_of, show_percent, show_seconds
 
-PARTS = (("data", "data"), ("compute", "compute"), ("waiting", "waiting for other ranks"), ("other", "other"))
+PARTS = (("data", "data"), ("compute", "compute"), ("waiting", "waiting and sync"), ("other", "other"))
+SIGNS = {"succeeded": "✓", "failed": "✕", "interrupted": "‖", "skipped": "»", "open": "…"}
 LABEL_FROM = 0.07  # of the bar's full length: a shorter part has no room for its percentage
 
 
@@ -47,7 +48,7 @@ def time_bar(name: str, parts: dict[str, float], longest: float) -> Html:
                         y="50%",
                         dy="0.34em",
                         text_anchor="middle",
-                        class_=f"on {kind}",
+                        class_=f"on {kind}" + (" tight" if length < 0.25 else ""),
                     )
                 )
         at += length
@@ -69,7 +70,8 @@ def timeline(attempt: Attempt) -> Html:
     for step in attempt.steps:
         begin = 0.0 if step.started is None else max(0.0, (step.started - first) / span)
         length = min(1.0 - min(1.0, begin), (step.seconds or 0.0) / span)
-        known = step.status in ("succeeded", "failed", "interrupted", "skipped", "open")
+        known = step.status in SIGNS
+        sign = el("span", SIGNS.get(step.status, "?"), aria_hidden="true")
         bar = el(
             "svg",
             el("line", x1="0", x2="100%", y1="50%", y2="50%", class_="grid"),
@@ -91,7 +93,7 @@ def timeline(attempt: Attempt) -> Html:
                 el("th", step.name, scope="row"),
                 el("td", bar, class_="wide"),
                 el("td", show_seconds(step.seconds), class_="n"),
-                el("td", step.status),
+                el("td", sign, " ", el("span", step.status, class_="word")),
             )
         )
     head = [el("th", words, scope="col", class_=kind) for words, kind in _STEP_COLUMNS]

@@ -143,7 +143,7 @@ def _line(series: Series, epochs: Sequence[int], across: Scale, up: Scale) -> li
 def _marker(kind: str, x: str, y: str) -> Html:
     """A disc for the training split, a hollow square for validation: told apart without colour."""
     if kind == "train":
-        return el("circle", cx=x, cy=y, r="3", class_=f"marker {kind}")
+        return el("circle", cx=x, cy=y, r="3.6", class_=f"marker {kind}")
     square = el("rect", x="-3", y="-3", width="6", height="6", class_=f"marker {kind}")
     return el("svg", square, x=x, y=y)
 

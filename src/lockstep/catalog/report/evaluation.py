@@ -42,6 +42,8 @@ def _mistaken(counts: list[list[int]], names: list[str]) -> str:
     if not wrong:
         return f"All {samples:,} samples were recognised."
     lead = f"{wrong:,} of {samples:,} samples were taken for another class"
+    if wrong == 1:
+        return f"1 of {samples:,} samples was taken for another class."
     often = [
         f"{names[true]} for {names[other]} ({count:,})"
         for true, other, count in mistakes(counts)
@@ -64,7 +66,7 @@ def _splits(final: dict[str, Any], best: object) -> Html:
         ]
         rows.append([split, show_count(at(final, split, "samples")), *figures])
     about = f"Measured on the last checkpoint, after step {show_count(final.get('step'))}"
-    if same:
+    if same and isinstance(final.get("validation"), dict):
         about += ", which is also the best on validation"
     elif len(shown) == 2:
         about += f", and on the best on validation, after epoch {show_count(at(best, 'epoch'))}"

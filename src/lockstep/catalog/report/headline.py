@@ -12,6 +12,7 @@ from lockstep.catalog.report.values import (
     moment,
     number,
     objects,
+    show_bytes,
     show_count,
     show_decimal,
     show_moment,
@@ -21,7 +22,7 @@ from lockstep.catalog.report.values import (
     whole,
 )
 
-SIGNS = {"succeeded": "✓", "failed": "✕", "interrupted": "‖", "open": "○", "unknown": "?"}
+SIGNS = {"succeeded": "✓", "failed": "✕", "interrupted": "‖", "evaluated": "✓", "open": "○", "unknown": "?"}
 SECTIONS = (
     ("learning", "Learning"),
     ("time", "Time"),
@@ -45,6 +46,7 @@ def header(record: Record, history: History) -> Html:
         el("p", badge, el("span", show_scalar(tag), class_="tag") if tag else None, class_="badges"),
         el("p", _sentence(record, created), class_="lead"),
         _parent(created),
+        _still_open(record) if history.outcome in ("open", "evaluated") else None,
         el("pre", history.message, class_="message", tabindex="0") if history.message else None,
         _figures(record, history),
         el(
@@ -63,16 +65,6 @@ def notes(record: Record, history: History) -> Html | None:
     lines += [
         el("li", el("b", "Warning: "), show_scalar(line)) for line in dict.fromkeys(map(show_scalar, warned))
     ]
-    if history.outcome == "open":
-        command = el("code", f"lockstep show {record.run.run_id}")
-        lines.append(
-            el(
-                "li",
-                el("b", "Note: "),
-                "this page was written while the run was open. How it ended: ",
-                command,
-            )
-        )
     return el("aside", el("ul", lines), class_="notes", aria_label="Notes") if lines else None
 
 
@@ -86,12 +78,13 @@ def _sentence(record: Record, created: dict[str, Any]) -> list[object]:
 
     ranks = whole(known("world_size") or record.plan.get("world_size"))
     strategy = known("strategy") or at(record.plan, "strategy", "name")
-    when = show_moment(moment(created.get("time")))
-    return [
-        *(el("b", show_scalar(known("model"))), " on ", el("b", show_scalar(known("dataset")))),
-        *(", ", el("b", show_scalar(strategy)), " × ", el("b", show_count(ranks))),
-        *(" rank" if ranks == 1 else " ranks", f" · {when}"),
-    ]
+    told = [("", known("model")), (" on ", known("dataset")), (" by ", strategy)]
+    words: list[object] = [part for before, name in told if name for part in (before, el("b", show_scalar(name)))]
+    if ranks is not None:
+        words += [" × ", el("b", show_count(ranks)), " rank" if ranks == 1 else " ranks"]
+    when = moment(created.get("time"))
+    words += [" · ", show_moment(when)] if when is not None else []
+    return words or ["What was trained is not known."]
 
 
 def _parent(created: dict[str, Any]) -> Html | None:
@@ -102,17 +95,24 @@ def _parent(created: dict[str, Any]) -> Html | None:
     return el("p", "Continued from ", el("b", show_scalar(parent)), ", ", checkpoint, ".", class_="muted")
 
 
+def _still_open(record: Record) -> Html:
+    command = el("code", f"lockstep show {record.run.run_id}")
+    return el("p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside")
+
+
 def _figures(record: Record, history: History) -> Html:
     training, test = at(record.results, "training"), at(record.results, "evaluation", "final", "test")
     epochs = objects(record.results.get("epochs"))
     held = at(epochs[-1] if epochs else None, "validation")
     waiting, ranks = number(at(training, "waiting_share")), whole(record.results.get("world_size"))
-    waited = f"{show_percent(waiting)} of step time waiting" if waiting is not None and ranks != 1 else None
+    waited = f"{show_percent(waiting)} waiting" if waiting is not None and ranks != 1 else None
     steps = whole(at(training, "steps"))
     done = None if steps is None else f"{counted(steps, 'step')}, {counted(len(epochs), 'epoch')}"
     accuracy = f"validation {show_percent(at(held, 'accuracy'))}" if held else None
     loss = f"validation {show_decimal(at(held, 'loss'))}" if held else None
     attempts = len(history.attempts)
+    memory = [number(rank.get("peak_rss_bytes")) for rank in objects(record.results.get("ranks"))]
+    peak = max((size for size in memory if size is not None), default=None)
     return facts(
         (
             ("Test accuracy", show_percent(at(test, "accuracy")), accuracy if test else "not evaluated"),
@@ -124,6 +124,7 @@ def _figures(record: Record, history: History) -> Html:
                 show_seconds(history.seconds),
                 f"in {attempts} attempts" if attempts > 1 else "up to this page" if attempts else None,
             ),
+            ("Peak memory", show_bytes(peak), "the largest rank" if len(memory) > 1 else None),
         ),
         "figures",
     )

@@ -35,7 +35,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class History:
-    """``outcome`` is one of succeeded, failed, interrupted, open, unknown; ``words`` is what to show."""
+    """``outcome`` is one of succeeded, failed, interrupted; evaluated or open where no end is
+    recorded; unknown. ``words`` is what to show."""
 
     created: float | None
     attempts: list[Attempt]
@@ -106,5 +107,5 @@ def _outcome(attempts: list[Attempt], finished: dict[str, Any] | None) -> tuple[
         return "failed", f"failed in {failed[0]}", ""
     done = {name for name, status in last.items() if status in ("succeeded", "skipped")}
     if {"train", "evaluate"} <= done:
-        return "open", "trained and evaluated", ""
+        return "evaluated", "trained and evaluated", ""
     return "open", "trained" if "train" in done else "no end recorded", ""

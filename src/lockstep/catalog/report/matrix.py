@@ -30,7 +30,7 @@ def mistakes(counts: list[list[int]], most: int = 5) -> list[tuple[int, int, int
 def heat_map(counts: list[list[int]], names: list[str]) -> Html:
     """The whole matrix. Right answers stand on the diagonal, framed; wrong ones in the other hue."""
     size = len(counts)
-    cell = 36 if size <= 12 else 26 if size <= COUNTS_UP_TO else max(5, 560 // size)
+    cell = 42 if size <= 10 else 36 if size <= 12 else 26 if size <= COUNTS_UP_TO else max(5, 640 // size)
     short = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]
     longest = max(len(name) for name in short)
     margin = 30 + round(longest * 6.6)
@@ -79,7 +79,8 @@ def _cell(row: list[int], where: tuple[int, int], cell: int, names: list[str]) -
     count, right = row[predicted], true == predicted
     share = count / sum(row) if sum(row) else 0.0
     # Mistakes are rare where a model is any good: by the root of their share they can still be told apart.
-    level = 0 if not count else max(1, round((share if right else share**0.5) * LEVELS))
+    least = 1 if len(row) <= COUNTS_UP_TO else 3  # a small cell must stand out by its colour alone
+    level = 0 if not count else max(least, round((share if right else share**0.5) * LEVELS))
     place = {"x": predicted * cell, "y": true * cell}
     title = None
     if count:
@@ -111,7 +112,8 @@ def _cell(row: list[int], where: tuple[int, int], cell: int, names: list[str]) -
 
 
 def _labels(short: list[str], cell: int, slanted: bool) -> list[Html]:
-    every = max(1, -(-14 // cell))  # a label needs about 14 units of room
+    room = 14 if slanted else 8 * max(map(len, short)) + 6
+    every = max(1, -(-room // cell))
     labels = []
     for index in range(0, len(short), every):
         middle = index * cell + cell / 2

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from urllib.parse import quote
 
 from lockstep.catalog.report.bars import timeline
@@ -9,12 +10,22 @@ from lockstep.catalog.report.history import History
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.read import Record
 from lockstep.catalog.report.tables import section
-from lockstep.catalog.report.values import is_scalar, show_moment, show_scalar, show_seconds
+from lockstep.catalog.report.values import (
+    DASH,
+    is_scalar,
+    number,
+    show_bytes,
+    show_moment,
+    show_scalar,
+    show_seconds,
+)
 
 MOST_ATTEMPTS = 10
 MOST_STEPS = 50
 MOST_FACTS = 400
 DEEPEST = 5
+MOST_LINKS = 4  # of one kind
+_PARTS = re.compile("([0-9]+)")
 KEY = re.compile(r"^(\s*(?:- )?)([A-Za-z_][\w.-]*)(:)", re.MULTILINE)
 
 
@@ -77,17 +88,27 @@ def provenance(record: Record) -> Html:
 def _flat(prefix: str, value: object, depth: int) -> list[tuple[str, str]]:
     """Nested facts as rows; a list of words is one row, quoted as a shell would read it."""
     if is_scalar(value):
-        return [(prefix, show_scalar(value))]
+        sized = prefix.endswith(" bytes") and number(value) is not None
+        return [(prefix, show_bytes(value) if sized else show_scalar(value))]
     if isinstance(value, list) and all(is_scalar(entry) for entry in value):
-        return [(prefix, shlex.join(show_scalar(entry) for entry in value))]
+        return [(prefix, shlex.join(show_scalar(entry) for entry in value) or DASH)]
     if depth == 0:
         return [(prefix, "…")]
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [
-        row
-        for name, inner in pairs
-        for row in _flat(f"{prefix} · {name}" if prefix else str(name).replace("_", " "), inner, depth - 1)
-    ]
+    members = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    rows = []
+    for name, inner in members:
+        spoken = str(name).replace("_", " ")
+        rows += _flat(f"{prefix} · {spoken}" if prefix else spoken, inner, depth - 1)
+    return rows
+
+
+def _in_order(place: Path, pattern: str) -> list[Path]:
+    """Files whose names fit, rank-2 before rank-10."""
+    return sorted(
+        place.glob(pattern), key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(path.name)]
+    )
 
 
 def folder(record: Record) -> Html:
@@ -101,9 +122,9 @@ def folder(record: Record) -> Html:
         (run.patch, "what was changed since the commit"),
         (run.events, "the run's history, each line bound to the one before"),
         (run.plan, "ranks, batches, threads"),
-        *((path, "metrics, a line a step") for path in sorted(run.metrics.glob("rank-*.jsonl"))[:4]),
-        *((path, "what that process printed") for path in sorted(run.logs.glob("*.log"))[:8]),
-        *((path, "checkpoint") for path in sorted(run.checkpoints.glob("step-*"))[-3:]),
+        *((path, "metrics, a line a step") for path in _in_order(run.metrics, "rank-*.jsonl")[:MOST_LINKS]),
+        *((path, "what that process printed") for path in _in_order(run.logs, "*.log")[: 2 * MOST_LINKS]),
+        *((path, "checkpoint") for path in _in_order(run.checkpoints, "step-*")[-3:]),
     ]
     links = []
     for path, about in wanted:
@@ -112,5 +133,7 @@ def folder(record: Record) -> Html:
             links.append(
                 el("li", el("a", name, href=quote(name.encode(errors="replace"))), " ", el("span", about))
             )
+    if not links:
+        return section("files", "Files", "None of the run's files stands in its folder.")
     lead = "Beside this page, in the run's folder. The links work where the page still lies there."
     return section("files", "Files", lead, el("ul", links, class_="files"))
