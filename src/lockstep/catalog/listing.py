@@ -15,6 +15,7 @@ from lockstep.catalog.report.values import (
     show_decimal,
     show_percent,
     show_seconds,
+    whole,
 )
 from lockstep.catalog.run import Run, all_runs
 from lockstep.catalog.text import Table, cell, show_age
@@ -57,7 +58,7 @@ def row(run: Run, now: float) -> dict[str, Any]:
         "cause": state.cause,
         "tag": _text(created.get("tag")),
         "strategy": _text(at(created, "summary", "strategy")),
-        "world_size": number(at(created, "summary", "world_size")),
+        "world_size": whole(at(created, "summary", "world_size")),
         "dataset": _text(at(created, "summary", "dataset")),
         "model": _text(at(created, "summary", "model")),
         "accuracy": number(at(test, "accuracy")),

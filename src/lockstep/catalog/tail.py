@@ -26,9 +26,9 @@ def clean(line: bytes) -> str:
     return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "…"
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log, printable; none where it is missing."""
-    content, whole_file = _end_of(path)
+def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
+    """The last lines of a log (of its first ``end`` bytes), printable; none where it is missing."""
+    content, whole_file = _end_of(path, end)
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
@@ -87,11 +87,9 @@ def show_step(step: dict[str, Any]) -> str:
 def follow(run: Run, rank: int, count: int, pause_seconds: float = 0.1) -> Iterator[str]:
     """The last lines of a rank's log, then each line and step as it comes, until the run has ended."""
     log, steps = _Growing(run.rank_log(rank)), _Growing(metrics_file(run, rank))
-    yield from last_lines(log.path, count)
     log.skip()
-    if "step" in (found := latest(steps.path)):
-        yield show_step(found["step"])
     steps.skip()
+    yield from last_lines(log.path, count, log.position)
     while True:
         ended = status.of(run).word != "running"  # asked before reading: what came before the end is shown
         if (current := metrics_file(run, rank)) != steps.path:
@@ -160,15 +158,16 @@ def _entries(run: Run) -> list[Path]:
     return [path for folder in (run.logs, run.metrics) if folder.is_dir() for path in folder.iterdir()]
 
 
-def _end_of(path: Path) -> tuple[bytes, bool]:
-    """The end of a plain file, and whether that is all of it."""
+def _end_of(path: Path, end: int | None = None) -> tuple[bytes, bool]:
+    """The end of a plain file (of its first ``end`` bytes), and whether that is all there is before it."""
     try:
         if not path.is_file():
             return b"", True
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - WINDOW_BYTES))
-            return file.read(WINDOW_BYTES), size <= WINDOW_BYTES
+            end = os.fstat(file.fileno()).st_size if end is None else end
+            start = max(0, end - WINDOW_BYTES)
+            file.seek(start)
+            return file.read(end - start), start == 0
     except OSError:
         return b"", True
 
