@@ -168,14 +168,31 @@ def _rank(rank: int, ranks: int, epochs: int) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
+    digest = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
     return {
-        "git": {"commit": "8661eb7f0c1f4f0e9a6d6d8e1b2c3d4e5f60718a", "branch": "main", "dirty": True},
-        "patch_sha256": "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef",
-        "uv_lock_sha256": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
+        "run_id": "20261120-115146-3f9a2c",
+        "attempt": 1,
+        "time": "2026-11-20T11:51:46.123456Z",
         "argv": ["pipeline.py", "training.epochs=30", "--tag", "digits baseline"],
-        "versions": {"lockstep": "0.1.0", "python": "3.12.7", "torch": "2.13.0", "numpy": "2.3.1"},
-        "machine": {"host": "bench-1", "system": "Linux 6.8.0", "cores": 2, "memory_bytes": 8_318_001_152},
+        "cwd": "/home/ada/lockstep",
         "parent": None,
+        "git": {
+            "commit": "8661eb7f0c1f4f0e9a6d6d8e1b2c3d4e5f60718a",
+            "branch": "main",
+            "remote": "https://example.org/ada/lockstep.git",
+            "dirty": True,
+            "patch": {"file": "source.patch", "bytes": 1834, "sha256": digest},
+        },
+        "packages": {"python": "3.12.7", "lockstep": "0.1.0", "torch": "2.13.0", "scikit-learn": None},
+        "uv_lock": {"bytes": 377273, "sha256": digest[::-1]},
+        "machine": {
+            "host": "bench-1",
+            "kernel": "Linux 6.8.0",
+            "processor": "Intel(R) Xeon(R) Gold 6338",
+            "cores": 2,
+            "memory_bytes": 8_318_001_152,
+        },
+        "environment": {"OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
     }
 
 

@@ -14,6 +14,7 @@ import pytest
 import sample_run
 from html_page import Page
 from lockstep.catalog.report import render, write
+from lockstep.catalog.report.page import style
 
 
 def test_page_holds_the_run_s_figures(tmp_path: Path) -> None:
@@ -172,8 +173,37 @@ def test_headings_descend_in_order_and_every_picture_has_a_name(tmp_path: Path) 
         if attributes.get("role") in ("img", "region") or tag in ("nav", "aside"):
             assert attributes.get("aria-label"), tag
         if tag == "th":
-            assert attributes.get("scope") in ("row", "col")
+            assert attributes.get("scope") in ("row", "col", "rowgroup")
     assert {"header", "nav", "main"} <= {tag for tag, _ in page.elements}
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2, from 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        digits = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_stand_out_in_both_schemes(scheme: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", style(), re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): #([0-9a-f]+)", light if scheme == "light" else light + dark))
+    texts = [(ink, paper) for ink in ("ink", "quiet", "link") for paper in ("paper", "raised")]
+    texts += [(ink, "paper") for ink in ("good", "bad", "hold")]
+    texts += [("on-data", "data"), ("on-part", "compute"), ("on-part", "waiting"), ("on-part", "other")]
+    for hue in "rw":
+        texts += [("c-low", f"{hue}{level}") for level in (1, 2, 3)]
+        texts += [("c-mid", f"{hue}4"), ("c-high", f"{hue}5"), ("c-high", f"{hue}6")]
+    for ink, paper in texts:
+        assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+    for line in ("train", "validation", "data", "compute", "waiting", "other"):
+        assert contrast(colours[line], colours["paper"]) >= 3, line
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

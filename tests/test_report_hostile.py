@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     (run.logs / "a <b> #?%.log").write_text("")
     markup = write(run).read_text()
     page = Page(markup)
-    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in innocent.elements} | {"pre"}
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in innocent.elements} | {"aside", "pre"}
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert "</script><img src=x onerror=alert(1)>\\x00\\x1b[31m\\x202e\\xd800\"'&" in page.text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", markup)
@@ -137,3 +138,14 @@ def test_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert "a secret" not in text
     assert "parameters.yaml leads out of the run's folder" in text
     assert "distributed.json is not a file" in text
+
+
+def test_folder_in_the_place_of_a_file_and_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    run = sample_run.build(tmp_path)
+    for place in (run.metrics, run.logs, run.checkpoints):
+        shutil.rmtree(place)
+    run.metrics.write_text("")
+    run.logs.symlink_to(run.logs)
+    run.events.unlink()
+    run.events.mkdir()
+    assert "events.jsonl is not a file" in Page(render(run)).text

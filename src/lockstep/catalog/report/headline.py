@@ -29,8 +29,8 @@ SECTIONS = (
     ("test", "Test"),
     ("pipeline", "Pipeline"),
     ("parameters", "Parameters"),
-    ("provenance", "Provenance"),
     ("files", "Files"),
+    ("provenance", "Provenance"),
 )
 
 
@@ -79,7 +79,9 @@ def _sentence(record: Record, created: dict[str, Any]) -> list[object]:
     ranks = whole(known("world_size") or record.plan.get("world_size"))
     strategy = known("strategy") or at(record.plan, "strategy", "name")
     told = [("", known("model")), (" on ", known("dataset")), (" by ", strategy)]
-    words: list[object] = [part for before, name in told if name for part in (before, el("b", show_scalar(name)))]
+    words: list[object] = [
+        part for before, name in told if name for part in (before, el("b", show_scalar(name)))
+    ]
     if ranks is not None:
         words += [" × ", el("b", show_count(ranks)), " rank" if ranks == 1 else " ranks"]
     when = moment(created.get("time"))

@@ -70,7 +70,7 @@ def heat_map(counts: list[list[int]], names: list[str]) -> Html:
         height=height,
         role="img",
         aria_label=f"Confusion matrix of {size} classes",
-        class_="matrix",
+        class_="matrix wide" if 12 < size <= COUNTS_UP_TO else "matrix",
     )
 
 

@@ -25,7 +25,7 @@ MOST_STEPS = 50
 MOST_FACTS = 400
 DEEPEST = 5
 MOST_LINKS = 4  # of one kind
-_PARTS = re.compile("([0-9]+)")
+DIGITS = re.compile("([0-9]+)")
 KEY = re.compile(r"^(\s*(?:- )?)([A-Za-z_][\w.-]*)(:)", re.MULTILINE)
 
 
@@ -71,24 +71,31 @@ def _keys_marked(yaml: str) -> list[object]:
 
 def provenance(record: Record) -> Html:
     """Which code, packages, machine and command made this run."""
-    rows = [
-        el("tr", el("th", name, scope="row"), el("td", value))
-        for name, value in _flat("", record.provenance, DEEPEST)[:MOST_FACTS]
-    ]
-    if not rows:
+    groups = []
+    single = {name: value for name, value in record.provenance.items() if not isinstance(value, dict)}
+    nested = {name: value for name, value in record.provenance.items() if isinstance(value, dict)}
+    for title, inner in (("", single), *nested.items()):
+        facts = _flat("", inner, DEEPEST)[:MOST_FACTS]
+        rows = [el("tr", el("th", name, scope="row"), el("td", value)) for name, value in facts]
+        if title and rows:
+            rows.insert(
+                0, el("tr", el("th", title.replace("_", " "), scope="rowgroup", colspan="2"), class_="group")
+            )
+        groups.append(el("tbody", rows) if rows else None)
+    if not record.provenance:
         return section("provenance", "Provenance", "Nothing was recorded.")
     return section(
         "provenance",
         "Provenance",
         "Which code, packages, machine and command made this run.",
-        el("table", el("caption", "Provenance", class_="unseen"), el("tbody", rows), class_="facts"),
+        el("table", el("caption", "Provenance", class_="unseen"), groups, class_="facts"),
     )
 
 
 def _flat(prefix: str, value: object, depth: int) -> list[tuple[str, str]]:
     """Nested facts as rows; a list of words is one row, quoted as a shell would read it."""
     if is_scalar(value):
-        sized = prefix.endswith(" bytes") and number(value) is not None
+        sized = prefix.endswith("bytes") and number(value) is not None
         return [(prefix, show_bytes(value) if sized else show_scalar(value))]
     if isinstance(value, list) and all(is_scalar(entry) for entry in value):
         return [(prefix, shlex.join(show_scalar(entry) for entry in value) or DASH)]
@@ -99,16 +106,19 @@ def _flat(prefix: str, value: object, depth: int) -> list[tuple[str, str]]:
     )
     rows = []
     for name, inner in members:
-        spoken = str(name).replace("_", " ")
+        word = str(name)
+        spoken = word.replace("_", " ") if word.islower() else word  # OMP_NUM_THREADS stays as it is
         rows += _flat(f"{prefix} · {spoken}" if prefix else spoken, inner, depth - 1)
     return rows
 
 
 def _in_order(place: Path, pattern: str) -> list[Path]:
     """Files whose names fit, rank-2 before rank-10."""
-    return sorted(
-        place.glob(pattern), key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(path.name)]
-    )
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        return [(len(part) if index % 2 else 0, part) for index, part in enumerate(DIGITS.split(path.name))]
+
+    return sorted(place.glob(pattern), key=natural) if place.is_dir() else []
 
 
 def folder(record: Record) -> Html:

@@ -49,8 +49,12 @@ def document(record: Record) -> str:
         time(record),
         evaluation(record),
         origins.pipeline(history),
-        el("div", origins.parameters(record), origins.provenance(record), class_="pair"),
-        origins.folder(record),
+        el(
+            "div",
+            el("div", origins.parameters(record), origins.folder(record)),
+            origins.provenance(record),
+            class_="pair",
+        ),
     )
     body = el("body", _HATCH, headline.header(record, history), main)
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"

@@ -88,9 +88,8 @@ def show_seconds(value: object) -> str:
     found = number(value)
     if found is None:
         return DASH
-    for below, scale, unit in ((1e-3, 1e6, "µs"), (0.1, 1e3, "ms")):
-        if 0 < found < below:
-            return f"{found * scale:.3g} {unit}"
+    if 0 < found < 0.1:
+        return f"{found * 1e6:.0f} µs" if found < 1e-3 else f"{found * 1e3:.1f} ms"
     if found < 59.95:
         return f"{found:.2f} s" if found < 10 else f"{found:.1f} s"
     minutes, seconds = divmod(round(found), 60)
