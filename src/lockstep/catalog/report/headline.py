@@ -97,6 +97,12 @@ def _parent(created: dict[str, Any]) -> Html | None:
     return el("p", "Continued from ", el("b", show_scalar(parent)), ", ", checkpoint, ".", class_="muted")
 
 
+def _told_until(history: History) -> str:
+    attempts = len(history.attempts)
+    ended = history.outcome not in ("open", "evaluated")
+    return ("in one attempt" if attempts == 1 else f"in {attempts} attempts") if ended else "up to this page"
+
+
 def _still_open(record: Record) -> Html:
     command = el("code", f"lockstep show {record.run.run_id}")
     return el("p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside")
@@ -112,7 +118,6 @@ def _figures(record: Record, history: History) -> Html:
     done = None if steps is None else f"{counted(steps, 'step')}, {counted(len(epochs), 'epoch')}"
     accuracy = f"validation {show_percent(at(held, 'accuracy'))}" if held else None
     loss = f"validation {show_decimal(at(held, 'loss'))}" if held else None
-    attempts = len(history.attempts)
     memory = [number(rank.get("peak_rss_bytes")) for rank in objects(record.results.get("ranks"))]
     peak = max((size for size in memory if size is not None), default=None)
     return facts(
@@ -124,7 +129,7 @@ def _figures(record: Record, history: History) -> Html:
             (
                 "Pipeline",
                 show_seconds(history.seconds),
-                f"in {attempts} attempts" if attempts > 1 else "up to this page" if attempts else None,
+                _told_until(history) if history.attempts else None,
             ),
             ("Peak memory", show_bytes(peak), "the largest rank" if len(memory) > 1 else None),
         ),

@@ -22,7 +22,7 @@ def round_scale(
 ) -> Scale:
     """An axis around the values whose ends and marks are round numbers; never beyond floor and top."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if floor is not None and low - floor < 0.5 * (high - floor):
+    if floor is not None and low - floor < 0.25 * (high - floor):
         low = floor  # an axis that could start at its natural floor should: lengths stay comparable
     if high - low <= 1e-9 * max(1.0, abs(high)):
         margin = max(abs(high) * 0.1, 1e-6)
