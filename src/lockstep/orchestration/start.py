@@ -2,9 +2,8 @@
 
 import os
 import shutil
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,11 @@ from lockstep.orchestration.session import Session
 from lockstep.parameters import Parameters
 
 
+def read_sections(file: Path | None, overrides: Sequence[str], resumed: Run | None) -> Parameters:
+    """Parameters by sections: the file's, else those of the run to resume, else the defaults."""
+    return parameters.read(file or (resumed.parameters if resumed else None), overrides)
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked for."""
@@ -34,6 +38,9 @@ class Request:
     run_id: str | None = None
     tag: str | None = None
     resume: str | None = None
+    read: Callable[[Path | None, Sequence[str], Run | None], Parameters] = read_sections
+    example: str = "training.epochs"  # the key that asks for more epochs
+    epilogue: Callable[[Run], Iterable[str]] | None = None  # lines below the closing table
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,18 @@ def start(request: Request, server: Server, display: Display, began: float) -> i
         check_run_id(request.run_id)
     if request.resume is not None:
         return resume(request, server, display, began)
-    wanted = parameters.read(request.file, request.overrides)
+    wanted = request.read(request.file, request.overrides, None)
     return new_run(request, wanted, server, display, began)
 
 
 def new_run(
-    request: Request, wanted: Parameters, server: Server, display: Display, began: float, parent: Parent | None = None
+    request: Request,
+    wanted: Parameters,
+    server: Server,
+    display: Display,
+    began: float,
+    *,
+    parent: Parent | None = None,
 ) -> int:
     """Claim a folder, write the parameters, and make the first attempt."""
     server.prepare(wanted.distributed.start_method, request.folder)
@@ -80,7 +93,13 @@ def new_run(
         "world_size": wanted.distributed.world_size,
     }
     events.append(
-        run, "created", run_id=run.run_id, tag=request.tag, parent=origin, summary=summary, lockstep=__version__
+        run,
+        "created",
+        run_id=run.run_id,
+        tag=request.tag,
+        parent=origin,
+        summary=summary,
+        lockstep=__version__,
     )
     told = f"  from {parent.run.run_id} {parent.checkpoint.name}" if parent else ""
     display.line(f"lockstep  run {run.run_id}{told}", "bold")
@@ -95,19 +114,24 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
     if now.word == "running":
         raise UsageError(f"run {run.run_id} is running (pid {now.pid}): it cannot be resumed before it ends")
     if not run.parameters.is_file():
-        raise UsageError(f"run {run.run_id} ended before its parameters were written: there is nothing to resume")
+        raise UsageError(
+            f"run {run.run_id} ended before its parameters were written: there is nothing to resume"
+        )
     before = parameters.read(run.parameters, [])
-    wanted = parameters.read(request.file or run.parameters, request.overrides)
+    wanted = request.read(request.file, request.overrides, run)
     changes = parameters.difference(before, wanted)
     if changes or request.run_id:
         parent = newest_checkpoint(run)
         refuse_what_cannot_follow(run, parent, before, wanted)
         for change in changes:
             display.line(f"  changed: {change}")
-        return new_run(request, wanted, server, display, began, parent)
+        return new_run(request, wanted, server, display, began, parent=parent)
     if now.word == "succeeded":
-        display.line(f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,")
-        display.line(f"change something, for example: --resume {run.run_id} training.epochs={before.training.epochs * 2}")
+        display.line(
+            f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,"
+        )
+        more = f"{request.example}={before.training.epochs * 2}"
+        display.line(f"change something, for example: --resume {run.run_id} {more}")
         return 0
     server.prepare(wanted.distributed.start_method, request.folder)
     descriptor = status.hold(run)
@@ -124,7 +148,9 @@ def newest_checkpoint(run: Run) -> Parent:
     for path in [*sorted(run.checkpoints.glob("step-*"), reverse=True), run.start]:
         if path.is_dir() and not verify_folder(path):
             return Parent(run, path)
-    raise UsageError(f"run {run.run_id} has no valid checkpoint to start from: start a new run without --resume")
+    raise UsageError(
+        f"run {run.run_id} has no valid checkpoint to start from: start a new run without --resume"
+    )
 
 
 def refuse_what_cannot_follow(run: Run, parent: Parent, before: Parameters, wanted: Parameters) -> None:
@@ -161,8 +187,12 @@ def carry_out(
     try:
         code = execute.attempt(session, request.argv, tag, parent)
         if code == 0:
-            session.display.closing(session.run, read_json(session.run.results), execute.step_seconds(session))
+            session.display.closing(
+                session.run, read_json(session.run.results), execute.step_seconds(session)
+            )
             session.display.line(f"        {time.monotonic() - session.began:.1f} s in all")
+            for line in request.epilogue(session.run) if request.epilogue else ():
+                session.display.line(line)
         else:
             session.display.line(f"run     {session.run.run_id}", "bold")
             session.display.line(f"        {session.run.path}")
@@ -176,5 +206,8 @@ def carry_out(
 
 def command(request: Request) -> str:
     """How the user started this, for the message that says how to go on."""
-    name = Path(request.argv[0]).name if request.argv else ""
-    return "uv run lockstep run" if name == "lockstep" else f"uv run {Path(sys.argv[0]).name}"
+    script = Path(request.argv[0] if request.argv else "")
+    if script.name == "lockstep":
+        return "uv run lockstep run"
+    inside = script.is_absolute() and script.is_relative_to(request.folder)
+    return f"uv run {script.relative_to(request.folder) if inside else script}"
