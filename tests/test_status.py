@@ -82,6 +82,19 @@ def test_after_a_kill_the_lock_is_free_again(run, holder):
     assert not list(run.path.glob(".live*"))
 
 
+def test_what_a_killed_process_left_in_the_live_folder_goes_at_the_next_start(run, holder):
+    (run.live / "rendezvous").write_text("stale")
+    (run.live / "scratch").mkdir()
+    (run.live / "scratch" / "file").write_text("stale")
+    (run.path / ".live.0123").mkdir()
+    holder.kill()
+    holder.wait()
+    descriptor = status.hold(run)
+    assert [path.name for path in run.live.iterdir()] == ["lock"]
+    assert not list(run.path.glob(".live.*"))
+    os.close(descriptor)
+
+
 def test_of_many_starters_at_once_one_wins(run):
     script = HOLDER.replace("time.sleep(60)", "sys.stdin.read()")
     command = [sys.executable, "-c", script, str(run.path)]

@@ -80,6 +80,7 @@ def hold(run: Run) -> int:
         if _still_in_place(run, descriptor):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            _clear(run)
             return descriptor
         os.close(descriptor)
     raise UsageError(f"{run.lock} could not be taken: other processes make and remove it all the time")
@@ -95,6 +96,15 @@ def release(run: Run, descriptor: int) -> None:
         run.live.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
     os.close(descriptor)
+
+
+def _clear(run: Run) -> None:
+    """Remove what an earlier process of this run left behind when it was killed; the caller holds the lock."""
+    for path in [*(path for path in run.live.iterdir() if path != run.lock), *run.path.glob(".live.*")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _open_lock(run: Run) -> int | None:
