@@ -1,6 +1,7 @@
 """`lockstep run`, and `pipeline.py` at the root of a project, which is the same."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +54,7 @@ def program(face: Face, description: str | None = None) -> int:
 
 def configure(parser: argparse.ArgumentParser, face: Face = LOCKSTEP) -> None:
     """Options of the command."""
-    default = face.default_file or f"{DEFAULT_FILE} where it exists"
+    default = os.path.relpath(face.default_file) if face.default_file else f"{DEFAULT_FILE} where it exists"
     parser.add_argument("--parameters", metavar="FILE", type=Path, help=f"default: {default}")
     parser.add_argument("--run-id", metavar="ID", help="the name of the run's folder; default: by time")
     parser.add_argument("--tag", help="a word of yours, shown by lockstep list")
