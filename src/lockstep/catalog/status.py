@@ -99,8 +99,9 @@ def release(run: Run, descriptor: int) -> None:
 
 
 def _clear(run: Run) -> None:
-    """Remove what an earlier process of this run left behind when it was killed; the caller holds the lock."""
-    for path in [*(path for path in run.live.iterdir() if path != run.lock), *run.path.glob(".live.*")]:
+    """Remove what an earlier process of this run left when it was killed; the caller holds the lock."""
+    left = [path for path in run.live.iterdir() if path != run.lock]
+    for path in [*left, *run.path.glob(".live.*")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
