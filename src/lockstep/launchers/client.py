@@ -16,7 +16,12 @@ from typing import Any
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.linux import start_ticks
 
-RANK_MODULES = ("lockstep.engine.rank", "lockstep.engine.evaluation", "lockstep.models", "lockstep.strategies.ddp")
+RANK_MODULES = (
+    "lockstep.engine.rank",
+    "lockstep.engine.evaluation",
+    "lockstep.models",
+    "lockstep.strategies.ddp",
+)
 
 
 class Server:
@@ -29,7 +34,14 @@ class Server:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._socket = ours
         # -P: the folder the command runs in must not shadow modules of the standard library or torch.
-        command = [sys.executable, "-P", "-m", "lockstep.launchers.server", str(theirs.fileno()), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "lockstep.launchers.server",
+            str(theirs.fileno()),
+            str(os.getpid()),
+        ]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
@@ -50,7 +62,9 @@ class Server:
             return
         self._method = start_method
         paths = [*(str(Path(path).absolute()) if path else str(folder) for path in sys.path), str(folder)]
-        self._send(order="prepare", sys_path=list(dict.fromkeys(paths)), method=start_method, modules=RANK_MODULES)
+        self._send(
+            order="prepare", sys_path=list(dict.fromkeys(paths)), method=start_method, modules=RANK_MODULES
+        )
 
     def start(self, target: str, arguments: list[Any], count: int) -> None:
         """Order ``count`` processes that call ``target(index, *arguments, parent_pid)``."""

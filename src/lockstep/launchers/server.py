@@ -85,7 +85,9 @@ def run_group(channel: socket.socket, order: dict[str, Any]) -> None:
             else:
                 index = alive.pop(ready)  # type: ignore[call-overload]
                 processes[index].join()
-                send(channel, event="exit", index=index, code=processes[index].exitcode, time=time.monotonic())
+                send(
+                    channel, event="exit", index=index, code=processes[index].exitcode, time=time.monotonic()
+                )
     send(channel, event="all_ended")
 
 

@@ -16,7 +16,9 @@ from lockstep.files import printable, read_json
 from lockstep.launchers.client import Server
 
 POLL_SECONDS = 0.1
-START_SECONDS = 300.0  # a rank that imports torch by itself on a busy machine needs long before its first step
+START_SECONDS = (
+    300.0  # a rank that imports torch by itself on a busy machine needs long before its first step
+)
 LEAVE_SECONDS = 10.0  # for leaving the process group; everything is written by then
 TAIL_LINES = 20
 
@@ -94,15 +96,16 @@ def failure(watched: Watched, out_of_memory: bool) -> RunFailed:
     own = [word for word in words if not _is_echo(word)]
     if own:
         return _raised(watched, min(own, key=lambda word: word["time"]))
-    killed = {i: (code, when) for i, (code, when) in watched.exits.items() if code < 0}
-    if killed:
-        index = min(killed, key=lambda i: killed[i][1])
-        return _killed(watched, index, -killed[index][0], out_of_memory)
-    if words:
+    spoke = {word["rank"] for word in words}
+    silent = {i: when for i, (code, when) in watched.exits.items() if code and i not in spoke}
+    if words and not silent:
         return _raised(watched, min(words, key=lambda word: word["time"]))
-    index = min((i for i, (code, _) in watched.exits.items() if code), key=lambda i: watched.exits[i][1])
+    index = min(silent, key=lambda i: silent[i])
     code = watched.exits[index][0]
-    return _described(watched, index, f"rank {index} ended with exit status {code}", "exception")
+    if code < 0:
+        return _killed(watched, index, -code, out_of_memory)
+    text = f"{_name(watched, index)} ended with exit status {code}{_at(watched, index)}, without an exception"
+    return _described(watched, index, text, "exception")
 
 
 def _words(run: Run) -> list[dict[str, Any]]:
@@ -127,7 +130,10 @@ def _raised(watched: Watched, word: dict[str, Any]) -> RunFailed:
         return _tagged(RunFailed(word["message"], cause), index)
     where = f"{_name(watched, index)} raised {word['message']}{_at(watched, index)}"
     return _tagged(
-        RunFailed(f"{where}\n\n{printable(word['traceback']).rstrip()}\n\nIts log: {watched.logs[index]}", cause), index
+        RunFailed(
+            f"{where}\n\n{printable(word['traceback']).rstrip()}\n\nIts log: {watched.logs[index]}", cause
+        ),
+        index,
     )
 
 
@@ -145,7 +151,10 @@ def _described(watched: Watched, index: int, text: str, cause: str) -> RunFailed
     tail = ""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(max(watched.log_offsets[index], log.stat().st_size - 16384))
-        tail = "\n".join(printable(file.read().decode(errors="replace")).splitlines()[-TAIL_LINES:])
+        lines = printable(file.read().decode(errors="replace")).splitlines()
+        # Where the interpreter itself crashed, its report begins with what happened and ends with small print.
+        crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+        tail = "\n".join(lines[-TAIL_LINES:] if crash is None else lines[max(crash - 3, 0) :][:TAIL_LINES])
     said = f"\nThe end of its log:\n{tail}" if tail.strip() else "\nIts log is empty."
     return _tagged(RunFailed(f"{text}{said}\nIts log: {log}", cause), index)
 
