@@ -7,13 +7,13 @@ import signal
 import time
 
 import pytest
-from conftest import alive, descendants, rank_pids, wait_until
-from training import bits
 
+from conftest import alive, descendants, rank_pids, wait_until
 from lockstep.catalog import status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
 from lockstep.files import read_json, read_json_lines
+from training import bits
 
 JOB = ("data=synthetic", "data.num_samples=3001", "data.input_size=32", "training.global_batch_size=64")
 LONG = (*JOB, "training.epochs=40", "checkpoint.every_steps=25")
@@ -74,7 +74,9 @@ def test_kill_9_at_a_random_moment_then_resume_ends_in_the_same_bits(command, un
     process = command.start_and_wait_for_step("r", step, *LONG, f"distributed.world_size={ranks}")
     below = descendants(process.pid)
     pids = rank_pids(command.catalog, "r")
-    targets = {"launcher": [process.pid], "rank": [random.choice(pids)], "server": set(below) - set(pids)}[victim]
+    targets = {"launcher": [process.pid], "rank": [random.choice(pids)], "server": set(below) - set(pids)}[
+        victim
+    ]
     for pid in targets:
         os.kill(pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
@@ -94,12 +96,17 @@ def test_kill_9_at_a_random_moment_then_resume_ends_in_the_same_bits(command, un
     reached = max(line["step"] for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "step")
     valid = [path for path in run.checkpoints.glob("step-*") if not verify_folder(path)]
     newest = max((int(path.name[5:]) for path in valid), default=0)
-    assert reached - newest <= 2 * 25  # at most the steps since the last checkpoint, and the one being written
+    assert (
+        reached - newest <= 2 * 25
+    )  # at most the steps since the last checkpoint, and the one being written
     command.run("--resume", "r")
     assert status.of(run).word == "succeeded"
     assert bits(run) == uninterrupted(ranks)
     results = read_json(run.results)
-    assert results["training"]["samples"] == results["training"]["epochs"] * read_json(run.plan)["splits"]["train"]
+    assert (
+        results["training"]["samples"]
+        == results["training"]["epochs"] * read_json(run.plan)["splits"]["train"]
+    )
     assert len(results["epochs"]) == results["training"]["epochs"]
 
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import bits, final_state, largest_difference, results, train
 
 from lockstep.engine.batches import Batches, key, map_split, share
+from training import bits, final_state, largest_difference, results, train
 
 
 @pytest.fixture(scope="module")
 def reference(server, tmp_path_factory):
-    return train(server, tmp_path_factory.mktemp("single"), "distributed.strategy=single", "distributed.world_size=1")
+    return train(
+        server, tmp_path_factory.mktemp("single"), "distributed.strategy=single", "distributed.world_size=1"
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -39,7 +41,9 @@ def test_ddp_equals_the_single_process_over_a_whole_run(server, tmp_path, refere
 def test_optimizers_schedules_and_clipping_are_the_same_at_any_world_size(server, tmp_path, options):
     options = [*options, "training.epochs=1"]
     if "training.global_batch_size=2" in options:
-        options.append("data.num_samples=70")  # 49 training samples in batches of 2: the last one leaves rank 0 alone
+        options.append(
+            "data.num_samples=70"
+        )  # 49 training samples in batches of 2: the last one leaves rank 0 alone
         ranks = 2
     else:
         ranks = 3
@@ -60,7 +64,9 @@ def test_another_seed_gives_other_bits(server, tmp_path):
 def test_learning_happens(reference):
     losses = [epoch["train"]["loss"] for epoch in results(reference)["epochs"]]
     assert losses[-1] < 0.9 * losses[0]
-    assert all(abs(value).max() > 0 for name, value in final_state(reference).items() if name.startswith("optimizer"))
+    assert all(
+        abs(value).max() > 0 for name, value in final_state(reference).items() if name.startswith("optimizer")
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,4 +127,6 @@ def test_ranks_map_the_file_of_the_data_instead_of_reading_it(tmp_path):
     save_file({"features": torch.randn(1000, 10), "labels": torch.arange(1000)}, file)
     features, _ = map_split(file, torch.float32)
     areas = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line]
-    assert any(int(low, 16) <= features.data_ptr() < int(high, 16) for low, high in (a[0].split("-") for a in areas))
+    assert any(
+        int(low, 16) <= features.data_ptr() < int(high, 16) for low, high in (a[0].split("-") for a in areas)
+    )

@@ -19,7 +19,17 @@ from types import TracebackType
 PHASES = ("starting", "data", "compute", "apply", "validation", "checkpoint", "done")
 
 _HEADER = ("world_size", "stop_requested", "stop_after", "total_steps", "steps_per_epoch")
-_INTEGERS = ("step", "phase", "epoch", "samples", "beats", "even_step", "even_digest", "odd_step", "odd_digest")
+_INTEGERS = (
+    "step",
+    "phase",
+    "epoch",
+    "samples",
+    "beats",
+    "even_step",
+    "even_digest",
+    "odd_step",
+    "odd_digest",
+)
 _FLOATS = ("loss", "launched", "first_step")
 _SLOT = len(_INTEGERS) + len(_FLOATS)
 
@@ -91,8 +101,10 @@ class Board:
     def write(self, field: str, value: float) -> None:
         """Write a field of this rank's own slot."""
         assert self.rank is not None
-        view = self._integers if field in _INTEGERS else self._floats
-        view[self._at(self.rank, field)] = value  # type: ignore[assignment]
+        if field in _INTEGERS:
+            self._integers[self._at(self.rank, field)] = int(value)
+        else:
+            self._floats[self._at(self.rank, field)] = value
 
     def should_stop(self, step: int) -> bool:
         """Whether to stop now that ``step`` steps are done; asked by every rank between two steps."""

@@ -30,7 +30,7 @@ _LONGEST_VALUE = 1000
 _MOST_LEFT_OUT = 100
 
 
-def write(  # noqa: PLR0917 - the first three are what every caller gives
+def write(
     run: Run,
     argv: Sequence[str],
     folder: Path,

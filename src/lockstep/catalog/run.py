@@ -116,7 +116,9 @@ class Run:
 
     def metrics_file(self, rank: int, attempt: int = 1) -> Path:
         """A rank's metrics of one attempt."""
-        return self.metrics / (f"rank-{rank}.jsonl" if attempt == 1 else f"rank-{rank}.attempt-{attempt}.jsonl")
+        return self.metrics / (
+            f"rank-{rank}.jsonl" if attempt == 1 else f"rank-{rank}.attempt-{attempt}.jsonl"
+        )
 
     def rank_log(self, rank: int) -> Path:
         """All that a rank's process printed, in every attempt."""
@@ -197,7 +199,9 @@ def all_runs(catalog: Path) -> list[Run]:
         return []
     runs = [Run(Path(entry.path).resolve()) for entry in entries]
     return sorted(
-        (run for run in runs if run.events.is_file()), key=lambda run: (_created(run), run.run_id), reverse=True
+        (run for run in runs if run.events.is_file()),
+        key=lambda run: (_created(run), run.run_id),
+        reverse=True,
     )
 
 

@@ -1,7 +1,6 @@
 """Datasets: one file each. The function named like the file returns a Source; its keyword-only arguments
 are the options that parameters.yaml may give. Only `prepare_data` calls them: the ranks map what it wrote."""
 
-
 from dataclasses import dataclass, field
 
 import numpy as np

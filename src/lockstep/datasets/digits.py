@@ -13,7 +13,9 @@ LARGEST_PIXEL = 16.0
 
 def digits(seed: int, test_fraction: float) -> Source:  # noqa: ARG001 - the split is the caller's
     """Pixels scaled to 0..1, as (samples, 8, 8)."""
-    datasets = require("sklearn.datasets", package="scikit-learn", extra="digits", wanted_by="data.name: digits")
+    datasets = require(
+        "sklearn.datasets", package="scikit-learn", extra="digits", wanted_by="data.name: digits"
+    )
     bunch = datasets.load_digits()
     features = (bunch.images / LARGEST_PIXEL).astype(np.float32)
     return Source(features, bunch.target.astype(np.int64), [str(digit) for digit in range(10)])

@@ -65,4 +65,6 @@ class Batches:
         weight = 1.0
         if not len(rows):
             rows, weight = whole[:1], 0.0
-        return Batch(self.features.index_select(0, rows), self.labels.index_select(0, rows), weight, len(whole))
+        return Batch(
+            self.features.index_select(0, rows), self.labels.index_select(0, rows), weight, len(whole)
+        )

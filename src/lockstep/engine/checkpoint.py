@@ -92,7 +92,7 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a message for each newer one that does not."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in sorted(checkpoints.glob("step-*"), reverse=True):
         try:
             return open_verified(path), passed_over
@@ -109,7 +109,9 @@ def open_verified(path: Path) -> Checkpoint:
     try:
         meta = read_json(path / "state.json")
         if meta["format"] != FORMAT:
-            raise CorruptRecord(f"checkpoint {path.name} has format {meta['format']}; this version reads {FORMAT}")
+            raise CorruptRecord(
+                f"checkpoint {path.name} has format {meta['format']}; this version reads {FORMAT}"
+            )
         int(meta["step"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptRecord(f"checkpoint {path.name} has no usable state.json ({error!r})") from None

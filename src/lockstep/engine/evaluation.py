@@ -41,7 +41,8 @@ def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
         best = checkpoint.open_verified(run.checkpoints / checkpoint.folder_name(final.meta["best"]["step"]))
     precision = PRECISIONS[parameters.training.precision]
     splits = {
-        name: map_split(run.data / f"{name}.safetensors", precision) for name in ("train", "validation", "test")
+        name: map_split(run.data / f"{name}.safetensors", precision)
+        for name in ("train", "validation", "test")
     }
     module = make_module(run, parameters)
     judged = judge(module, final, splits, classes)

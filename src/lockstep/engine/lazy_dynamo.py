@@ -40,7 +40,7 @@ def _bring_in() -> Any:
         del sys.modules[NAME]
         torch.__dict__.pop("_dynamo", None)
     module = importlib.import_module(NAME)
-    torch._dynamo = module  # type: ignore[assignment]
+    torch._dynamo = module
     return module
 
 
@@ -61,4 +61,4 @@ def install() -> None:
         trace_rules=_Later(f"{NAME}.trace_rules", clear_lru_cache=lambda: None),
     )
     sys.modules[NAME] = stand_in
-    torch._dynamo = stand_in  # type: ignore[assignment]
+    torch._dynamo = stand_in

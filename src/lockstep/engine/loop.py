@@ -127,11 +127,11 @@ def evaluate(module: nn.Module, features: Tensor, labels: Tensor) -> tuple[float
     training = module.training
     module.eval()
     loss, predicted = 0.0, []
-    for rows, targets in zip(features.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
-        if len(rows):
-            logits = module(rows)
-            loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
-            predicted.append(logits.argmax(dim=1))
+    for start in range(0, len(labels), EVALUATION_ROWS):
+        rows = slice(start, start + EVALUATION_ROWS)
+        logits = module(features[rows])
+        loss += float(nn.functional.cross_entropy(logits, labels[rows], reduction="sum"))
+        predicted.append(logits.argmax(dim=1))
     module.train(training)
     return loss, torch.cat(predicted) if predicted else labels[:0]
 
@@ -165,7 +165,7 @@ def end_epoch(job: Job, step: int) -> None:
 
 
 def _means(loss: float, correct: float, samples: int) -> dict[str, float | int]:
-    """Loss and accuracy over this rank's samples; zeros where it had none, as weights make them count nothing."""
+    """Loss and accuracy over this rank's samples; zeros where it had none, so that they count for nothing."""
     return {"loss": loss / max(samples, 1), "accuracy": correct / max(samples, 1), "samples": samples}
 
 
@@ -185,10 +185,13 @@ def save(job: Job, step: int) -> None:
     job.board.enter("checkpoint")
     training = job.parameters.training
     validated = job.validated
-    if validated and validated["step"] == step:
-        # Only what is kept can be the best: a better epoch that left no checkpoint helps nobody.
-        if job.best is None or validated["validation_loss"] < job.best["validation_loss"]:
-            job.best = validated
+    # Only what is kept can be the best: a better epoch that left no checkpoint helps nobody.
+    if (
+        validated
+        and validated["step"] == step
+        and (job.best is None or validated["validation_loss"] < job.best["validation_loss"])
+    ):
+        job.best = validated
     meta = {
         "step": step,
         "epochs_done": step // job.batches.steps_per_epoch,
@@ -210,4 +213,6 @@ def save(job: Job, step: int) -> None:
         },
     }
     checkpoint.save(job.run.checkpoints, job.strategy.state(), meta)
-    checkpoint.prune(job.run.checkpoints, job.parameters.checkpoint.keep, job.best["step"] if job.best else None)
+    checkpoint.prune(
+        job.run.checkpoints, job.parameters.checkpoint.keep, job.best["step"] if job.best else None
+    )

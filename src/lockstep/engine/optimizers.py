@@ -16,11 +16,16 @@ def make_optimizer(training: Training, module: nn.Module) -> Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options = dict(training.optimizer.options)
     rate = training.learning_rate
+    optimizer: Optimizer
     if training.optimizer.name == "sgd":
-        return SGD(parameters, lr=rate, fused=True, **options)
+        optimizer = SGD(parameters, lr=rate, fused=True, **options)
+        return optimizer
     kind = {"adam": Adam, "adamw": AdamW}[training.optimizer.name]
     beta1, beta2 = options.pop("betas")
-    return kind(parameters, lr=rate, betas=(beta1, beta2), eps=options.pop("epsilon"), fused=True, **options)
+    optimizer = kind(
+        parameters, lr=rate, betas=(beta1, beta2), eps=options.pop("epsilon"), fused=True, **options
+    )
+    return optimizer
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:
@@ -31,12 +36,12 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
     line, to ``final_fraction`` of the rate at the last step.
     """
     schedule = training.schedule
-    warmup = schedule.options["warmup_steps"]
+    warmup = int(schedule.options["warmup_steps"])
     if step <= warmup:
         return training.learning_rate * step / warmup
     if schedule.name == "constant":
         return training.learning_rate
-    final = schedule.options["final_fraction"]
+    final = float(schedule.options["final_fraction"])
     done = min((step - warmup) / max(steps - warmup, 1), 1.0)
     left = (1 + math.cos(math.pi * done)) / 2 if schedule.name == "cosine" else 1 - done
     return training.learning_rate * (final + (1 - final) * left)

@@ -25,10 +25,12 @@ from lockstep.engine.loop import Job, train
 from lockstep.engine.metrics import Metrics, peak_rss_bytes
 from lockstep.engine.optimizers import PRECISIONS, make_optimizer
 from lockstep.errors import LockstepError, RunFailed
-from lockstep.files import read_json, write_json
+from lockstep.files import fsync_folder, read_json, temporary_beside, write_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, read
 from lockstep.strategies.base import Group, Strategy
+
+PASSED_OVER = "passed-over.json"  # in the live folder: damaged checkpoints, for the pipeline to tell
 
 
 def main(index: int, run_path: str, attempt: int, parent_pid: int) -> None:
@@ -84,7 +86,9 @@ def _leave_word(run: Run, index: int, error: BaseException) -> None:
         write_json(run.live / f"error-{index}.json", word)
 
 
-def work(run: Run, parameters: Parameters, plan: dict[str, Any], index: int, attempt: int, board: Board) -> None:
+def work(
+    run: Run, parameters: Parameters, plan: dict[str, Any], index: int, attempt: int, board: Board
+) -> None:
     """Set up, train, and close in the order that leaves nothing half done."""
     options = parameters.distributed
     metrics = Metrics(run.metrics_file(index, attempt))
@@ -92,8 +96,10 @@ def work(run: Run, parameters: Parameters, plan: dict[str, Any], index: int, att
     strategy: Strategy = plugins.load("strategies", options.strategy.name)(group, **options.strategy.options)
     precision = PRECISIONS[parameters.training.precision]
     features, labels = map_split(run.data / "train.safetensors", precision)
-    batches = Batches(features, labels, parameters.seed, parameters.training.global_batch_size, strategy.shard())
-    build_model(run, parameters, plan, strategy, batches)
+    batches = Batches(
+        features, labels, parameters.seed, parameters.training.global_batch_size, strategy.shard()
+    )
+    build_model(run, parameters, strategy, batches)
     job = Job(
         run=run,
         parameters=parameters,
@@ -136,9 +142,7 @@ def work(run: Run, parameters: Parameters, plan: dict[str, Any], index: int, att
     strategy.close()
 
 
-def build_model(
-    run: Run, parameters: Parameters, plan: dict[str, Any], strategy: Strategy, batches: Batches
-) -> None:
+def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: Batches) -> None:
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
     module = make_module(run, parameters)
     initial = {name: value.clone() for name, value in module.state_dict().items()}
@@ -162,23 +166,28 @@ def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
     return module.to(PRECISIONS[parameters.training.precision])
 
 
+def say(text: str) -> None:
+    """A line for this rank's log."""
+    sys.stdout.write(text + "\n")
+
+
 def restore(job: Job) -> int:
     """Load the newest checkpoint that verifies, this run's own or its parent's; returns the updates done."""
     found, passed_over = checkpoint.newest(job.run.checkpoints)
-    for message in passed_over:
-        print(message)
+    if passed_over and job.rank == 0:
+        write_json(job.run.live / PASSED_OVER, passed_over)
     if found is not None:
         load(job, found)
         job.best = found.meta["best"]
         job.saved_step = found.step
-        print(f"continuing from {found.path.name}")
+        say(f"continuing from {found.path.name}")
         return found.step
     if not (job.run.start / "state.json").exists():
         return 0
     parent = checkpoint.open_verified(job.run.start)
     load(job, parent)
-    print(f"starting from {parent.meta['made_by']['run_id']}, step {parent.step}")
-    epochs, left_over = divmod(parent.step, parent.meta["steps_per_epoch"])
+    say(f"starting from {parent.meta['made_by']['run_id']}, step {parent.step}")
+    epochs, left_over = divmod(parent.step, int(parent.meta["steps_per_epoch"]))
     if parent.meta["steps_per_epoch"] == job.batches.steps_per_epoch:
         return parent.step
     assert not left_over, "the orchestration refuses this before a run is made"
@@ -189,7 +198,7 @@ def load(job: Job, found: Checkpoint) -> None:
     """Weights always; the optimizer's state where it is the same optimizer."""
     state = found.tensors()
     if found.meta["optimizer"]["name"] != job.parameters.training.optimizer.name:
-        print(f"the checkpoint's optimizer was {found.meta['optimizer']['name']}: the new one starts afresh")
+        say(f"the checkpoint's optimizer was {found.meta['optimizer']['name']}: the new one starts afresh")
         state["optimizer"] = {}
     precision = PRECISIONS[job.parameters.training.precision]
     for part in state.values():
@@ -205,8 +214,6 @@ def load(job: Job, found: Checkpoint) -> None:
 
 def export(job: Job, step: int) -> None:
     """distributed_model_checkpoint.pt: plain tensors and numbers, loads with weights_only=True."""
-    from lockstep.files import fsync_folder, temporary_beside
-
     state = job.strategy.state()
     with temporary_beside(job.run.model) as temporary:
         torch.save(

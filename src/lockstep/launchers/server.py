@@ -71,7 +71,7 @@ def run_group(channel: socket.socket, order: dict[str, Any]) -> None:
     # Forking is safe here, as in multiprocessing's own forkserver: this process has no other threads.
     method = "fork" if order["method"] == "forkserver" else "spawn"
     arguments = (*order["arguments"], os.getpid())
-    group = torch.multiprocessing.start_processes(
+    group = torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
         target, args=arguments, nprocs=order["count"], join=False, start_method=method
     )
     processes = group.processes
@@ -83,7 +83,7 @@ def run_group(channel: socket.socket, order: dict[str, Any]) -> None:
                 if not obey(channel, processes):
                     return
             else:
-                index = alive.pop(ready)  # type: ignore[call-overload]
+                index = alive.pop(ready)
                 processes[index].join()
                 send(
                     channel, event="exit", index=index, code=processes[index].exitcode, time=time.monotonic()

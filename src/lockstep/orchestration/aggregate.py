@@ -36,7 +36,7 @@ class RankMetrics:
 
     def sum(self, field: str) -> float:
         """Over all steps."""
-        return sum(line[field] for line in self.steps.values())
+        return float(sum(line[field] for line in self.steps.values()))
 
 
 def read_metrics(run: Run) -> list[RankMetrics]:
@@ -54,7 +54,9 @@ def aggregate(run: Run) -> dict[str, Any]:
     parameters, plan = read(run.parameters, []), read_json(run.plan)
     ranks = read_metrics(run)
     if len(ranks) != plan["world_size"] or not all(rank.steps for rank in ranks):
-        raise RunFailed(f"metrics of {len(ranks)} ranks were found in {run.metrics}, not of {plan['world_size']}")
+        raise RunFailed(
+            f"metrics of {len(ranks)} ranks were found in {run.metrics}, not of {plan['world_size']}"
+        )
     return {
         "run_id": run.run_id,
         "dataset": parameters.data.name,
@@ -79,7 +81,9 @@ def training(ranks: list[RankMetrics], parameters: Parameters) -> dict[str, Any]
         "epochs": parameters.training.epochs,
         "samples": samples,
         "seconds": seconds,
-        "startup_seconds": max((rank.starts[-1]["startup_seconds"] for rank in ranks if rank.starts), default=None),
+        "startup_seconds": max(
+            (rank.starts[-1]["startup_seconds"] for rank in ranks if rank.starts), default=None
+        ),
         "samples_per_second": samples / seconds if seconds else None,
         "waiting_share": sum(rank.sum("sync_seconds") for rank in ranks) / total if total else None,
         "attempts": max(len(rank.starts) for rank in ranks),

@@ -31,6 +31,7 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(file=sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
+        self._errors = Console(file=sys.stderr, highlight=False, quiet=quiet, soft_wrap=True)
         self._notes: list[str] = []
 
     def say(self, text: str) -> None:
@@ -41,13 +42,19 @@ class Display:
         """A line of recorded or computed text; never read as markup."""
         self.console.print(Text(printable(text), style=style))
 
+    def error(self, text: str) -> None:
+        """Why it ended, on the standard error."""
+        self._errors.print(Text(printable(text), style="red"))
+
     def warn(self, text: str) -> None:
         """Something that works, but costs."""
         self.line(f"  warning: {text}", "yellow")
 
     def stopping(self, name: str) -> None:
         """The first Ctrl-C."""
-        self.line(f"  {name}: stopping after this step and saving a checkpoint; once more ends at once", "yellow")
+        self.line(
+            f"  {name}: stopping after this step and saving a checkpoint; once more ends at once", "yellow"
+        )
 
     def step_started(self, name: str) -> None:
         """A step of the pipeline begins."""
@@ -61,7 +68,10 @@ class Display:
         notes = f"  {'; '.join(self._notes)}" if self._notes else ""
         self.console.print(
             Text.assemble(
-                (f"{mark} ", style), (f"{name:<18}", "bold"), f"{duration(seconds):>9}", (printable(notes), "dim")
+                (f"{mark} ", style),
+                (f"{name:<18}", "bold"),
+                f"{duration(seconds):>9}",
+                (printable(notes), "dim"),
             )
         )
 
@@ -163,7 +173,10 @@ def _speed(results: dict[str, Any]) -> Table:
             f"rank {rank['rank']}",
             f"{rank['samples']:,}",
             f"{rank['samples_per_second']:,.0f}" if rank["samples_per_second"] else "-",
-            *(duration(rank[field]) for field in ("compute_seconds", "sync_seconds", "data_seconds", "cpu_seconds")),
+            *(
+                duration(rank[field])
+                for field in ("compute_seconds", "sync_seconds", "data_seconds", "cpu_seconds")
+            ),
             f"{memory / 2**20:,.0f} MiB" if memory else "-",
         )
     training = results["training"]

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from lockstep.files import read_json
 from lockstep.orchestration.session import Session, active
 
 INHERITED = ("RUNNABLE_PRM_", "RUNNABLE_PARAMETERS_FILE", "RUNNABLE_CONFIGURATION_FILE", "RUNNABLE_RETRY_")
-RUNNABLE_VARIABLES = ("RUNNABLE_RUN_ID", "RUNNABLE_RUN_TAG", "RUNNABLE_RETRY_RUN_ID", "RUNNABLE_RETRY_INDICATOR")
+RUNNABLE_VARIABLES = (
+    "RUNNABLE_RUN_ID",
+    "RUNNABLE_RUN_TAG",
+    "RUNNABLE_RETRY_RUN_ID",
+    "RUNNABLE_RETRY_INDICATOR",
+)
 
 
 def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict[str, Any] | None) -> int:
@@ -59,16 +64,9 @@ def _message(error: Exception) -> str:
 
 
 def _explain(session: Session, error: Exception) -> None:
-    session.display.line(f"error: {_message(error)}", "red")
+    session.display.error(f"error: {_message(error)}")
     if not isinstance(error, (LockstepError, OSError)):
-        raise_note = "".join(_traceback(error))
-        session.display.line(raise_note)
-
-
-def _traceback(error: Exception) -> list[str]:
-    import traceback
-
-    return traceback.format_exception(error)
+        session.display.error("".join(traceback.format_exception(error)))
 
 
 def _record_provenance(session: Session, argv: Sequence[str], parent: dict[str, Any] | None) -> None:
@@ -84,7 +82,7 @@ def _finish(session: Session, ending: dict[str, Any]) -> None:
     try:
         events.append(session.run, "finished", **ending)
         seal.seal(session.run)
-    except OSError as error:
+    except (OSError, LockstepError) as error:
         session.display.warn(f"the record could not be sealed: {error}. What was written before stays valid")
 
 
@@ -113,7 +111,7 @@ def _quiet_runnable() -> None:
     """Import runnable without its banner, and send its console to nowhere (`.quiet` would drop tracebacks)."""
     with contextlib.redirect_stdout(io.StringIO()):
         import runnable
-    nowhere = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - for the life of the process
     runnable.console.file = runnable.task_console.file = nowhere
     logging.getLogger("runnable").addHandler(logging.NullHandler())
 
@@ -167,8 +165,3 @@ def step_seconds(session: Session) -> list[tuple[str, float]]:
     lines = events.read(session.run)
     first = max((i for i, line in enumerate(lines) if line["event"] == "started"), default=0)
     return [(line["step"], line["seconds"]) for line in lines[first:] if line["event"] == "step_finished"]
-
-
-def elapsed(session: Session) -> float:
-    """Seconds since the command began."""
-    return time.monotonic() - session.began

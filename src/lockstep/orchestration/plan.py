@@ -20,7 +20,7 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
     threads = options.threads_per_rank or parent_threads(run, ranks) or max(available // ranks, 1)
     steps_per_epoch = math.ceil(splits["train"] / batch)
     steps = steps_per_epoch * parameters.training.epochs
-    check_start(run, parameters, steps_per_epoch, steps)
+    check_start(run, steps_per_epoch, steps)
     strategy = options.strategy
     return {
         "world_size": ranks,
@@ -60,11 +60,13 @@ def warnings(parameters: Parameters, splits: dict[str, int], threads: int, avail
             "every epoch is one step of all of them"
         )
     if not splits["validation"]:
-        found.append("data.validation_fraction leaves no validation samples: the final checkpoint counts as the best")
+        found.append(
+            "data.validation_fraction leaves no validation samples: the final checkpoint counts as the best"
+        )
     return found
 
 
-def check_start(run: Run, parameters: Parameters, steps_per_epoch: int, steps: int) -> None:
+def check_start(run: Run, steps_per_epoch: int, steps: int) -> None:
     """Whether a run that starts from a parent's checkpoint can go on from there."""
     if not (run.start / "state.json").exists():
         return
@@ -118,14 +120,14 @@ def clear_leftovers(run: Run) -> None:
     """Remove what a killed attempt left: half-written checkpoints, rendezvous files, words of failed ranks."""
     for path in run.checkpoints.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in ("rendezvous-*", "error-*.json"):
+    for pattern in ("rendezvous-*", "error-*.json", "passed-over.json"):
         for path in run.live.glob(pattern):
             path.unlink(missing_ok=True)
     for path in run.path.glob(".tmp-*"):
         path.unlink(missing_ok=True)
 
 
-def passed_over(run: Run, attempt: int) -> list[str]:
-    """Damaged checkpoints that rank 0 named and passed over in this attempt."""
-    path = run.live / f"passed-over-{attempt}.json"
+def passed_over(run: Run) -> list[str]:
+    """Damaged checkpoints that rank 0 met and did not resume from."""
+    path = run.live / "passed-over.json"
     return list(read_json(path)) if path.exists() else []

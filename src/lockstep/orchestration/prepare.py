@@ -34,7 +34,7 @@ def prepare(run: Run, data: Data, seed: int) -> dict[str, Any]:
         "validation_fraction": data.validation_fraction,
         "test_fraction": data.test_fraction,
         "seed": seed,
-        "code": hashlib.sha256(inspect.getsource(inspect.getmodule(function)).encode()).hexdigest(),
+        "code": _source_digest(function),
         "lockstep": __version__,
     }
     key = digest_of(identity)
@@ -51,10 +51,21 @@ def prepare(run: Run, data: Data, seed: int) -> dict[str, Any]:
     return _link(run, description)
 
 
+def _source_digest(function: object) -> str:
+    """Of the file that a dataset's function stands in: other code, other data."""
+    module = inspect.getmodule(function)
+    try:
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest() if module else ""
+    except OSError:
+        return ""
+
+
 def _write(run: Run, source: Source, data: Data, seed: int) -> dict[str, Any]:
     files = {}
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.data) as folder:
-        for name, (features, labels) in split(source, data.validation_fraction, data.test_fraction, seed).items():
+        for name, (features, labels) in split(
+            source, data.validation_fraction, data.test_fraction, seed
+        ).items():
             file = Path(folder) / f"{name}.safetensors"
             save_file({"features": features, "labels": labels}, file)
             size = file.stat().st_size

@@ -49,7 +49,7 @@ class RunLogInFolder(FileSystemRunLogstore):  # type: ignore[misc]
         text = json.dumps(run_log.model_dump(), ensure_ascii=True, indent=1)
         write_atomically(Path(self.log_folder) / "run_log.json", text + "\n")
 
-    def read_from_path(self, run_id: str) -> RunLog:
+    def read_from_path(self, run_id: str) -> RunLog:  # noqa: ARG002 - one log a folder
         """Read it back; FileNotFoundError where there is none."""
         return RunLog(**read_json(Path(self.log_folder) / "run_log.json"))
 
@@ -117,7 +117,7 @@ class Executor(LocalExecutor):  # type: ignore[misc]
             store.put_run_log(run_log)
             self.add_task_log_to_catalog(node.name)
 
-    def add_task_log_to_catalog(self, name: str, iter_variable: Any = None) -> None:
+    def add_task_log_to_catalog(self, name: str, iter_variable: Any = None) -> None:  # noqa: ARG002
         """Keep the step's output as logs/<step>.log; the stock one is put in place and then removed."""
         text = task_console.export_text(clear=True)
         with (Path("logs") / f"{name}.log").open("a", encoding="utf-8") as file:

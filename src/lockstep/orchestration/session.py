@@ -59,7 +59,7 @@ def current() -> Session:
 def active(session: Session) -> Iterator[Session]:
     """Make it the current one, with SIGINT, SIGTERM and SIGHUP turned into an orderly stop."""
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if session.stoppable and session.stop_signal is None:
             session.stop_signal = name

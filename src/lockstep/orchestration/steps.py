@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from lockstep.board import Board
-from lockstep.catalog import report as report_page
 from lockstep.errors import Interrupted, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, supervise
@@ -49,7 +48,14 @@ def prepare_data(seed: int, data: dict[str, Any]) -> str:
 
 
 @_step
-def setup_distributed(seed: int, data: dict[str, Any], model: dict[str, Any], training: dict[str, Any], distributed: dict[str, Any], checkpoint: dict[str, Any]) -> int:
+def setup_distributed(
+    seed: int,
+    data: dict[str, Any],
+    model: dict[str, Any],
+    training: dict[str, Any],
+    distributed: dict[str, Any],
+    checkpoint: dict[str, Any],
+) -> int:
     """Decide ranks, threads and steps, and refuse what cannot work before anything is started."""
     session = current()
     parameters = _parameters(
@@ -80,7 +86,7 @@ def train(distributed: dict[str, Any]) -> int:
         with session.display.training(board, decided) as tick:
             _watch(session, watched, board, tick)
         done = board.integer(0, "step")
-    for message in plan.passed_over(run, session.attempt):
+    for message in plan.passed_over(run):
         session.warn(message)
     if session.stop_signal:
         raise Interrupted(session.stop_signal)
@@ -131,4 +137,6 @@ def evaluate(distributed: dict[str, Any]) -> tuple[float, float]:
 @_step
 def report() -> None:
     """Write report.html."""
+    from lockstep.catalog import report as report_page  # here, so that the other steps do not wait for it
+
     report_page.write(current().run)

@@ -139,7 +139,9 @@ class Strategy:
                 self.optimizer.state[parameter] = slots
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+        return (
+            (name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad
+        )
 
     def close(self) -> None:
         """Leave the group. Called once, when everything is written."""

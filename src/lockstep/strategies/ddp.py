@@ -26,7 +26,9 @@ class Ddp(Strategy):
         self.bucket_mb = bucket_mb
         self._ready = 0.0
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
-        store = dist.FileStore(str(group.rendezvous), group.world_size)
+        store = dist.FileStore(  # type: ignore[attr-defined]
+            str(group.rendezvous), group.world_size
+        )
         # The launcher notices a hang first, and can say who hangs; gloo's own limit is behind it.
         limit = timedelta(seconds=2 * group.timeout_seconds + 30)
         dist.init_process_group(
@@ -52,13 +54,13 @@ class Ddp(Strategy):
         for parameter in module.parameters():
             if parameter.requires_grad:
                 gradient_bytes += parameter.numel() * parameter.element_size()
-                parameter.register_hook(self._note_gradient)
+                parameter.register_hook(self._note_gradient)  # type: ignore[no-untyped-call]
         ranks = self.group.world_size
         # gloo's all-reduce moves the least that any can (TCP headers aside); its counters are not exposed.
         self.wire_bytes = round(2 * (ranks - 1) / ranks * gradient_bytes)
         return self.model
 
-    def _note_gradient(self, gradient: Tensor) -> None:
+    def _note_gradient(self, _: Tensor) -> None:
         self._ready = clock()
 
     def settle(self, batch: Batch) -> None:
@@ -72,7 +74,7 @@ class Ddp(Strategy):
             self.model.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        """The all-reduce runs inside; ``sync_seconds`` is what is left of it after the last local gradient."""
+        """The all-reduce runs inside; ``sync_seconds`` is what is left of it after the last gradient."""
         super().backward(loss)
         self.sync_seconds = clock() - self._ready
 
