@@ -41,7 +41,7 @@ def program(face: Face, description: str | None = None) -> int:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description=description)
     configure(parser, face)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options and KEY=VALUE in any order
     arguments.began = began
     try:
         return run(arguments, face)
