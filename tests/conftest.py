@@ -54,7 +54,9 @@ class Command:
         """Start, and return when rank 0 has written the line of that step."""
         process = self.start("--run-id", run_id, *words)
         files = [self.catalog / run_id / "metrics" / "rank-0.jsonl"]
-        wait_until(lambda: process.poll() is not None or any(f'"step": {step},' in _text(file) for file in files))
+        wait_until(
+            lambda: process.poll() is not None or any(f'"step": {step},' in _text(file) for file in files)
+        )
         assert process.poll() is None, process.communicate()[0]
         return process
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +35,7 @@ class Display:
         self.console = Console(file=sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
         self._errors = Console(file=sys.stderr, highlight=False, quiet=quiet, soft_wrap=True)
         self._notes: list[str] = []
+        self._live: Live | None = None
 
     def say(self, text: str) -> None:
         """A detail of the running step."""
@@ -59,11 +62,25 @@ class Display:
     def step_started(self, name: str) -> None:
         """A step of the pipeline begins."""
         self._notes.clear()
-        if name == "train" and not self.console.is_terminal:
-            self.line(f"  {name} ...")
+        if not self.console.is_terminal:
+            if name == "train":
+                self.line(f"  {name} ...")
+            return
+        if name != "train":  # which has a bar of its own
+            self._live = Live(
+                Spinner("dots", text=Text(name, style="bold")),
+                redirect_stdout=False,
+                redirect_stderr=False,
+                console=self.console,
+                transient=True,
+            )
+            self._live.start()
 
     def step_finished(self, name: str, status: str, seconds: float) -> None:
         """A step of the pipeline has ended."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         mark, style = {"succeeded": ("✓", "green"), "interrupted": ("■", "yellow")}.get(status, ("✗", "red"))
         notes = f"  {'; '.join(self._notes)}" if self._notes else ""
         self.console.print(
@@ -84,7 +101,9 @@ class Display:
             self.line(f"    {meter.text()}")
             return
         columns = (SpinnerColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"))
-        with Progress(*columns, console=self.console, transient=True, refresh_per_second=10) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False
+        ) as progress:
             task = progress.add_task("", total=plan["steps"])
             yield lambda: progress.update(task, completed=meter.step, description=meter.text())
 
