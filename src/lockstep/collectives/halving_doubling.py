@@ -1,0 +1,113 @@
+"""Recursive halving (reduce_scatter), recursive doubling back (all_gather), and one after the other (all_reduce).
+
+Rabenseifner, "Optimization of collective reduction operations", 2004; Thakur, Rabenseifner and Gropp,
+"Optimization of collective communication operations in MPICH", 2005, sections 3.1, 4.1 and 4.5.
+
+A group of ranks halves itself, each half keeping half of the chunks and sending the other half's away; so on
+in each half until every rank is alone with its own chunk. For powers of two this is the algorithm of the
+papers. For other sizes those fold the extra ranks away first, which moves up to two more buffers. Here a group
+of odd size splits unevenly instead: the larger, lower half's last rank sends to the upper half's last rank,
+which receives twice, and gets nothing back in that round. That is still right, because a half needs each
+contribution once, on any of its ranks.
+
+With N ranks, L = ceil(log2 N), and a buffer of S bytes:
+
+==============  ======  ==================================  ==========================================
+collective      rounds  sent by a rank                      received by a rank
+==============  ======  ==================================  ==========================================
+reduce_scatter  L       (N-1)/N S                           (N-1)/N S; if N is no power of two, more on
+                                                            some ranks (below 2 S) and less on others
+all_gather      L       what it received in reduce_scatter  (N-1)/N S
+all_reduce      2 L     the sum of both                     the same sum
+==============  ======  ==================================  ==========================================
+"""
+
+from fractions import Fraction
+
+from lockstep.collectives.schedule import ClosedForm, Round, Rounds, Schedule, Transfer
+from lockstep.collectives.topology import Topology
+
+
+def schedule(collective: str, rank: int, topology: Topology) -> Schedule:
+    """One rank's rounds. The buffer has one chunk per rank."""
+    size = topology.world_size
+    levels = depth(size)
+    reducing = levels if collective != "all_gather" else 0
+    gathering = levels if collective != "reduce_scatter" else 0
+
+    def compute(number: int) -> Round:
+        if number < reducing:
+            return halving_round(rank, size, number)
+        return doubling_round(rank, size, number - reducing)
+
+    return Schedule(collective, "halving_doubling", size, rank, size, Rounds(reducing + gathering, compute))
+
+
+def depth(size: int) -> int:
+    """How often a group must halve until every rank is alone: ceil(log2 size)."""
+    return (size - 1).bit_length()
+
+
+def halving_round(rank: int, size: int, level: int) -> Round:
+    """What a rank does when groups halve for the ``level``-th time, counted from 0."""
+    lower, upper = _halves(rank, size, level)
+    if not upper:
+        return ()
+    kept, given = (lower, upper) if rank in lower else (upper, lower)
+    partner = _partner(rank, lower, upper)
+    receives = [
+        Transfer(peer, kept, "receive_reduce") for peer in given if _partner(peer, lower, upper) == rank
+    ]
+    return (Transfer(partner, given, "send"), *receives)
+
+
+def doubling_round(rank: int, size: int, number: int) -> Round:
+    """The halving backwards: what was received is sent, what was sent is received, complete this time."""
+    mirrored = halving_round(rank, size, depth(size) - 1 - number)
+    return tuple(
+        Transfer(each.peer, each.chunks, "receive" if each.kind == "send" else "send") for each in mirrored
+    )
+
+
+def _halves(rank: int, size: int, level: int) -> tuple[range, range]:
+    """The two halves, by then, of the group that a rank is in; the upper one is empty if it is alone."""
+    group = range(size)
+    for _ in range(level):
+        lower, upper = _split(group)
+        group = lower if rank in lower else upper
+    return _split(group)
+
+
+def _split(group: range) -> tuple[range, range]:
+    middle = group.start + (len(group) + 1) // 2
+    return range(group.start, middle), range(middle, group.stop)
+
+
+def _partner(rank: int, lower: range, upper: range) -> int:
+    """Whom a rank sends to: its like in the other half, or that half's last rank where it has none."""
+    if rank in lower:
+        return upper[min(rank - lower.start, len(upper) - 1)]
+    return lower[rank - upper.start]
+
+
+def closed_form(collective: str, rank: int, topology: Topology) -> ClosedForm:
+    """The table above, for one rank."""
+    size = topology.world_size
+    even = Fraction(size - 1, size)  # what goes out while halving, and comes in while doubling
+    uneven = Fraction(_received(size, rank), size)  # what comes in while halving, and goes out while doubling
+    return {
+        "reduce_scatter": ClosedForm(depth(size), even, uneven),
+        "all_gather": ClosedForm(depth(size), uneven, even),
+        "all_reduce": ClosedForm(2 * depth(size), even + uneven, even + uneven),
+    }[collective]
+
+
+def _received(size: int, index: int) -> int:
+    """Chunks that the ``index``-th rank of a group receives while it halves: size - 1 for powers of two."""
+    if size == 1:
+        return 0
+    lower, upper = (size + 1) // 2, size // 2
+    if index < lower:
+        return (lower if index < upper else 0) + _received(lower, index)
+    messages = 2 if lower > upper and index == size - 1 else 1
+    return messages * upper + _received(upper, index - lower)
