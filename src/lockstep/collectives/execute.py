@@ -51,34 +51,20 @@ def _round(
     buffer: Tensor,
     reduce: Reduce,
 ) -> None:
+    pending: list[Pending] = []
     sends: list[Pending] = []
-    receives: list[Pending] = []
-    late: list[tuple[Reduce, Tensor, Tensor]] = []
-    sent = [transfer.chunks for transfer in transfers if transfer.kind == "send"]
     for transfer in transfers:
         piece = _piece(transfer, bounds, buffer)
         if not piece.numel():
             continue
-        reducing = transfer.kind == "receive_reduce"
         if transfer.kind == "send":
             sends.append(transport.send(piece, transfer.peer, number))
-        elif any(_overlap(transfer.chunks, chunks) for chunks in sent):
-            # What arrives belongs where something is still being sent from.
-            scratch = piece.new_empty(piece.shape)
-            receives.append(transport.recv(scratch, transfer.peer, number))
-            late.append((reduce if reducing else _copy, piece, scratch))
-        elif reducing:
-            receives.append(transport.recv_reduce(piece, transfer.peer, number, reduce))
+        elif transfer.kind == "receive_reduce":
+            pending.append(transport.recv_reduce(piece, transfer.peer, number, reduce))
         else:
-            receives.append(transport.recv(piece, transfer.peer, number))
-    for pending in (*receives, *sends):
-        pending.wait()
-    for take_in, piece, scratch in late:
-        take_in(piece, scratch)
-
-
-def _copy(into: Tensor, incoming: Tensor) -> None:
-    into.copy_(incoming)
+            pending.append(transport.recv(piece, transfer.peer, number))
+    for message in (*pending, *sends):
+        message.wait()
 
 
 def _piece(transfer: Transfer, bounds: list[tuple[int, int]], buffer: Tensor) -> Tensor:
@@ -87,7 +73,3 @@ def _piece(transfer: Transfer, bounds: list[tuple[int, int]], buffer: Tensor) ->
     if not len(chunks):
         return buffer[:0]
     return buffer[bounds[chunks[0]][0] : bounds[chunks[-1]][1]]
-
-
-def _overlap(one: range, other: range) -> bool:
-    return len(one) > 0 and len(other) > 0 and one[0] <= other[-1] and other[0] <= one[-1]

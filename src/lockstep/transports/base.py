@@ -181,4 +181,4 @@ def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, as bytes; nothing is copied."""
     assert tensor.is_contiguous() and tensor.device.type == "cpu", "contiguous CPU tensors only"
     flat = tensor.detach().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

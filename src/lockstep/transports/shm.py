@@ -1,0 +1,125 @@
+"""The shared memory of one machine: what one rank writes, the others read where it lies.
+
+Messages go through a ring of slots for each ordered pair of ranks. The all-reduce does without messages: every
+rank copies its part in, and sums straight from its peers' memory (two passes over the data where gloo needs
+a dozen copies through the kernel).
+
+Why it is correct: a rank writes data first and then a counter, readers read the counter first and then the data.
+x86-64 keeps both orders by itself. Processors that do not are refused, since Python offers no barrier for them.
+"""
+
+import platform
+from functools import partial
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lockstep.errors import UsageError
+from lockstep.linux import require_linux
+from lockstep.transports._frames import HEADER_BYTES
+from lockstep.transports._segment import Layout, Segment
+from lockstep.transports._slots import HEAD, Slots
+from lockstep.transports._waiting import Waiting
+from lockstep.transports.base import Group, Pending, Reduce, Transport
+
+_AREAS = 2  # each rank writes to one while its peers may still read the other
+_SLOTS = 8  # of a pair
+_ORDERED = ("x86_64", "AMD64")
+
+
+class Shm(Transport):
+    """Ranks of one machine. ``piece_kb`` is how much the all-reduce takes at once: what fits the caches."""
+
+    header_bytes = HEADER_BYTES
+
+    def __init__(
+        self,
+        group: Group,
+        *,
+        piece_kb: Annotated[int, Field(ge=4, le=65536)] = 1024,
+        slot_kb: Annotated[int, Field(ge=4, le=65536)] = 128,
+    ) -> None:
+        require_linux("the transport shm")
+        if platform.machine() not in _ORDERED:
+            raise UsageError(
+                f"the transport shm needs an x86-64 processor, and this is {platform.machine()}: others may "
+                "reorder writes to shared memory. Use tcp or gloo."
+            )
+        super().__init__(group)
+        self.piece_bytes, self.slot_bytes = piece_kb * 1024, slot_kb * 1024
+        self._layout = Layout(self.size, _AREAS * self.piece_bytes, _SLOTS, HEAD + self.slot_bytes)
+        self._segment = Segment(group, self._layout)
+        self._words = self._segment.words
+        self._arrived = [self._layout.word("arrived", rank) for rank in range(self.size)]
+        self._others = [rank for rank in range(self.size) if rank != self.rank]
+        self._phase = 0  # of collectives: what this rank's arrived counter says
+        self._areas: dict[torch.dtype, list[list[Tensor]]] = {}  # by parity and rank
+        self._waiting = Waiting(self, self._segment)
+        self._slots = Slots(self, self._segment, self._waiting)
+
+    def send(self, tensor: Tensor, to: int, tag: int = 0) -> Pending:
+        """Copied into slots as they become free, whenever this rank sends or waits."""
+        return self._slots.send(tensor, to, tag)
+
+    def recv(self, into: Tensor, source: int, tag: int = 0) -> Pending:
+        """Copied out of the slots when it is waited for."""
+        return self._slots.receive(into, source, tag, None)
+
+    def recv_reduce(self, into: Tensor, source: int, tag: int, reduce: Reduce) -> Pending:
+        """Reduced from where it lies, piece by piece: ``reduce`` must work element by element."""
+        return self._slots.receive(into, source, tag, reduce)
+
+    def close(self) -> None:
+        """Tell the peers; the memory is the kernel's to free."""
+        self._segment.close()
+
+    def all_reduce(self, buffer: Tensor) -> None:
+        """Sum a flat tensor over all ranks, in the order of the ranks: the same bits on each of them."""
+        if self.size == 1:
+            return
+        elements = self.piece_bytes // buffer.element_size()
+        total = buffer.numel()
+        if total <= elements:
+            self._reduce_piece(buffer)
+            return
+        for start in range(0, total, elements):
+            self._reduce_piece(buffer[start : start + elements])
+
+    def _reduce_piece(self, own: Tensor) -> None:
+        """Everyone reads all of everyone's: the least waiting, and for two ranks the least copying too."""
+        elements = own.numel()
+        self._phase += 1
+        areas = self._areas.get(own.dtype) or self._typed_areas(own.dtype)
+        parts = [area[:elements] for area in areas[self._phase & 1]]
+        parts[self.rank].copy_(own)
+        self._meet()
+        if self.rank < 2:
+            own.add_(parts[1 - self.rank])
+        else:
+            torch.add(parts[0], parts[1], out=own)
+        for part in parts[2:]:
+            own.add_(part)
+        self.wire_bytes += elements * own.element_size()
+
+    def _typed_areas(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        elements = self.piece_bytes // dtype.itemsize
+        starts = [self._layout.area(rank) for rank in range(self.size)]
+        self._areas[dtype] = [
+            [self._segment.tensor(start + parity * self.piece_bytes, elements, dtype) for start in starts]
+            for parity in range(_AREAS)
+        ]
+        return self._areas[dtype]
+
+    def _meet(self) -> None:
+        """Say that this rank has written, and wait until all have."""
+        words, phase = self._words, self._phase
+        words[self._arrived[self.rank]] = phase
+        for peer in self._others:
+            index = self._arrived[peer]
+            if words[index] < phase:
+                self._waiting.until(partial(self._reached, index), peer, self.label)
+
+    def _reached(self, index: int) -> bool:
+        return bool(self._words[index] >= self._phase)
