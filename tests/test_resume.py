@@ -5,13 +5,14 @@ import shutil
 import signal
 
 import pytest
-from conftest import wait_until
-from training import bits, largest_difference, train
 
+from conftest import wait_until
 from lockstep.catalog import events, status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
 from lockstep.files import read_json, read_json_lines
+from lockstep.linux import cores
+from training import bits, largest_difference, train
 
 JOB = ("data=synthetic", "data.num_samples=500", "data.input_size=16", "training.global_batch_size=32")
 
@@ -30,7 +31,9 @@ def test_resuming_a_run_that_succeeded_says_so_and_writes_nothing(command):
 
 def test_a_change_makes_a_child_that_starts_from_the_parents_checkpoint(command):
     command.run("--run-id", "parent", *JOB, "training.epochs=2")
-    output = command.run("--resume", "parent", "--run-id", "child", "training.epochs=4", "distributed.world_size=3")
+    output = command.run(
+        "--resume", "parent", "--run-id", "child", "training.epochs=4", "distributed.world_size=3"
+    )
     assert "training.epochs: 2 -> 4" in output
     child, parent = run_of(command, "child"), run_of(command, "parent")
     created = events.read(child)[0]
@@ -65,7 +68,11 @@ def test_a_checkpoint_forgets_by_how_many_ranks_it_was_made(server, tmp_path, be
 def test_another_batch_size_goes_on_at_the_end_of_an_epoch(server, tmp_path):
     half = train(server, tmp_path, "training.epochs=1")
     rest = train(
-        server, tmp_path, "training.epochs=2", "training.global_batch_size=10", start=max(half.checkpoints.iterdir())
+        server,
+        tmp_path,
+        "training.epochs=2",
+        "training.global_batch_size=10",
+        start=max(half.checkpoints.iterdir()),
     )
     steps = [line["step"] for line in read_json_lines(rest.metrics_file(0)) if line["kind"] == "step"]
     assert steps == list(range(steps[0], read_json(rest.plan)["steps"] + 1))
@@ -74,13 +81,17 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch(server, tmp_path):
 
 def test_what_cannot_follow_is_refused_with_nothing_written(command):
     command.run("--run-id", "r", *JOB, "training.epochs=1", "checkpoint.every_steps=2")
-    shutil.rmtree(max(run_of(command, "r").checkpoints.iterdir()))  # the newest is now in the middle of the epoch
+    shutil.rmtree(
+        max(run_of(command, "r").checkpoints.iterdir())
+    )  # the newest is now in the middle of the epoch
     before = sorted(command.catalog.iterdir())
     output = command.run("--resume", "r", "training.global_batch_size=16", status=2)
     assert "middle of an epoch" in output
     command.run("--run-id", "done", *JOB, "training.epochs=2")
     assert "Raise training.epochs" in command.run("--resume", "done", "training.learning_rate=0.1", status=2)
-    assert sorted(path.name for path in command.catalog.iterdir()) == sorted([p.name for p in before] + ["done"])
+    assert sorted(path.name for path in command.catalog.iterdir()) == sorted(
+        [p.name for p in before] + ["done"]
+    )
 
 
 def test_another_optimizer_starts_afresh_from_the_same_weights(server, tmp_path):
@@ -165,12 +176,25 @@ def test_a_store_that_lost_or_damaged_its_copy_is_mended(command):
 
 
 def test_the_thread_count_is_recorded_and_kept_on_resume(command):
-    process = command.start_and_wait_for_step("r", 5, *JOB, "training.epochs=60", "distributed.world_size=1")
+    threads = max(cores() // 2, 1) + 1  # what nobody would choose for two ranks
+    command.run("--run-id", "r", *JOB, "training.epochs=1", f"distributed.threads_per_rank={threads}")
+    command.run(
+        "--resume", "r", "--run-id", "child", "training.epochs=2", "distributed.threads_per_rank=null"
+    )
+    for name in ("r", "child"):
+        run = run_of(command, name)
+        assert read_json(run.plan)["threads_per_rank"] == threads
+        assert [
+            line["threads"] for line in read_json_lines(run.metrics_file(1)) if line["kind"] == "start"
+        ] == [threads]
+
+
+def test_a_change_to_a_run_that_left_no_checkpoint_begins_again_and_says_so(command):
+    process = command.start_and_wait_for_step(
+        "r", 5, *JOB, "training.epochs=60", "checkpoint.every_epochs=50"
+    )
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    run = run_of(command, "r")
-    threads = read_json(run.plan)["threads_per_rank"]
-    command.run("--resume", "r", "--run-id", "child", "training.epochs=61", env=os.environ)
-    assert read_json(run_of(command, "child").plan)["threads_per_rank"] == threads
-    starts = [line for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "start"]
-    assert starts[0]["threads"] == threads
+    output = command.run("--resume", "r", "--run-id", "child", "training.epochs=2")
+    assert "no valid checkpoint" in output
+    assert events.read(run_of(command, "child"))[0]["parent"]["run_id"] == "r"

@@ -4,6 +4,7 @@ import math
 import shutil
 from typing import Any
 
+from lockstep.catalog import events
 from lockstep.catalog.run import Run
 from lockstep.errors import RunFailed
 from lockstep.files import read_json
@@ -97,11 +98,9 @@ def start_complaint(state: dict[str, Any], steps_per_epoch: int, steps: int) -> 
 
 def parent_threads(run: Run, ranks: int) -> int | None:
     """The parent's threads per rank, where it had as many ranks: bits differ between thread counts."""
-    try:
-        parent = read_json(run.start / "distributed.json")
-    except FileNotFoundError:
-        return None
-    return int(parent["threads_per_rank"]) if parent["world_size"] == ranks else None
+    created = next((event for event in events.read(run) if event["event"] == "created"), {})
+    parent = created.get("parent") or {}
+    return parent.get("threads_per_rank") if parent.get("world_size") == ranks else None
 
 
 def in_words(decided: dict[str, Any]) -> str:

@@ -45,17 +45,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Parent:
-    """The checkpoint of another run that a new run starts from."""
+    """Another run, and the checkpoint of it that a new run starts from (None: it left none that is valid)."""
 
     run: Run
-    checkpoint: Path
+    checkpoint: Path | None
 
     def as_dict(self) -> dict[str, Any]:
         """What the record of the child keeps."""
+        plan_of_run = read_json(self.run.plan) if self.run.plan.is_file() else {}
         return {
             "run_id": self.run.run_id,
-            "checkpoint": self.checkpoint.name,
-            "manifest_sha256": sha256_of(self.checkpoint / "manifest.json"),
+            "checkpoint": self.checkpoint.name if self.checkpoint else None,
+            "manifest_sha256": sha256_of(self.checkpoint / "manifest.json") if self.checkpoint else None,
+            "world_size": plan_of_run.get("world_size"),
+            "threads_per_rank": plan_of_run.get("threads_per_rank"),
         }
 
 
@@ -83,9 +86,6 @@ def new_run(
     run = claim(request.catalog, request.run_id)
     descriptor = status.hold(run)
     origin = parent.as_dict() if parent else None
-    write_atomically(run.parameters, parameters.dump(wanted))
-    if parent is not None:
-        adopt(run, parent)
     summary = {
         "dataset": wanted.data.name,
         "model": wanted.model.name,
@@ -101,10 +101,20 @@ def new_run(
         summary=summary,
         lockstep=__version__,
     )
-    told = f"  from {parent.run.run_id} {parent.checkpoint.name}" if parent else ""
-    display.line(f"lockstep  run {run.run_id}{told}", "bold")
+    write_atomically(run.parameters, parameters.dump(wanted))
+    if parent is not None:
+        adopt(run, parent)
+    display.line(f"lockstep  run {run.run_id}{_origin(parent)}", "bold")
     session = Session(run, display, request.folder, server, 1, began)
     return carry_out(session, request, request.tag, origin, descriptor)
+
+
+def _origin(parent: Parent | None) -> str:
+    if parent is None:
+        return ""
+    if parent.checkpoint is None:
+        return f"  child of {parent.run.run_id}, which left no valid checkpoint: from the beginning"
+    return f"  from {parent.run.run_id} {parent.checkpoint.name}"
 
 
 def resume(request: Request, server: Server, display: Display, began: float) -> int:
@@ -148,14 +158,17 @@ def newest_checkpoint(run: Run) -> Parent:
     for path in [*sorted(run.checkpoints.glob("step-*"), reverse=True), run.start]:
         if path.is_dir() and not verify_folder(path):
             return Parent(run, path)
-    raise UsageError(
-        f"run {run.run_id} has no valid checkpoint to start from: start a new run without --resume"
-    )
+    return Parent(run, None)
 
 
 def refuse_what_cannot_follow(run: Run, parent: Parent, before: Parameters, wanted: Parameters) -> None:
     """Refuse early, with nothing written, what setup_distributed would refuse later."""
-    if not run.plan.is_file() or before.data != wanted.data or before.seed != wanted.seed:
+    if (
+        parent.checkpoint is None
+        or not run.plan.is_file()
+        or before.data != wanted.data
+        or before.seed != wanted.seed
+    ):
         return
     samples = read_json(run.plan)["splits"]["train"]
     steps_per_epoch = -(-samples // wanted.training.global_batch_size)
@@ -167,6 +180,8 @@ def refuse_what_cannot_follow(run: Run, parent: Parent, before: Parameters, want
 
 def adopt(run: Run, parent: Parent) -> None:
     """Give the parent's checkpoint a name in the child, so that the child's folder is whole by itself."""
+    if parent.checkpoint is None:
+        return
     run.start.mkdir()
     for file in parent.checkpoint.iterdir():
         try:
