@@ -35,8 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LockstepError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_status
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone: nobody is left to tell
+            sys.stderr.close()
+            return 0
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
         return Interrupted.exit_status
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has gone; so that the interpreter does not complain
-        return 0

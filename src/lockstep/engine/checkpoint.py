@@ -4,6 +4,7 @@ Commit protocol: write into a sibling `.tmp-` folder, fsync each file, write the
 SHA-256) last, fsync the folder, rename, fsync the parent, and read it all back. Nothing is overwritten.
 """
 
+import errno
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep.catalog.seal import verify_folder, write_manifest
-from lockstep.errors import CorruptRecord
+from lockstep.errors import CorruptRecord, RunFailed
 from lockstep.files import fsync_folder, read_json, write_json
 
 FORMAT = 1
@@ -66,14 +67,30 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
         temporary.chmod(0o755)
         write_manifest(temporary)
         temporary.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise _explained(error, target, state) from error
         raise
     fsync_folder(checkpoints)
     findings = verify_folder(target)
     if findings:
         raise CorruptRecord(f"checkpoint {target} did not read back as written: {'; '.join(findings)}")
     return target
+
+
+def _explained(error: Exception, target: Path, state: State) -> Exception:
+    """A full disk said in words, with what is needed and what there is."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    if not full:
+        return error
+    needed = sum(tensor.nbytes for part in state.values() for tensor in part.values())
+    free = shutil.disk_usage(target.parent).free
+    return RunFailed(
+        f"the disk is full: {target} needs about {needed:,} bytes and {free:,} are free. The earlier checkpoints "
+        "are whole; make room and go on with --resume",
+        "disk full",
+    )
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, read
 from lockstep.strategies.base import Group, Strategy
 
+LONGEST_WORDS = 65_536  # bytes
 PASSED_OVER = "passed-over.json"  # in the live folder: damaged checkpoints, for the pipeline to tell
 
 
@@ -58,32 +59,51 @@ def launched(run: Run, index: int, log: Path, parent_pid: int) -> Iterator[None]
     lazy_dynamo.install()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks where a hanging rank stands
+    words = _room_for_words(run, index)
     try:
         yield
     except BaseException as error:
-        traceback.print_exc()
-        _leave_word(run, index, error)
-        # Leaving at once: an orderly exit would wait for peers that wait for this rank.
-        sys.stderr.flush()
-        os._exit(1)
+        with contextlib.suppress(OSError):  # its log may be on the disk that is full
+            traceback.print_exc()
+        _leave_word(run, index, words, error)
+        os._exit(1)  # at once: an orderly exit would wait for peers that wait for this rank
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # everything is written; tearing down the interpreter would take 0.2 s and can hang in gloo
 
 
-def _leave_word(run: Run, index: int, error: BaseException) -> None:
+def _room_for_words(run: Run, index: int) -> int:
+    """A file with its blocks taken already, so that a full disk can still be reported."""
+    descriptor = os.open(
+        run.live / f"words-{index}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+    )
+    os.posix_fallocate(descriptor, 0, LONGEST_WORDS)
+    return descriptor
+
+
+def _leave_word(run: Run, index: int, descriptor: int, error: BaseException) -> None:
     expected = isinstance(error, LockstepError)
+    message = str(error) if expected else f"{type(error).__name__}: {error}"
     word = {
         "rank": index,
         "time": time.monotonic(),
         "cause": getattr(error, "cause", "exception"),
-        "message": str(error) if expected else f"{type(error).__name__}: {error}",
+        "message": _middle_out(message, LONGEST_WORDS // 8),
         "expected": expected,
         "errno": getattr(error, "errno", None),
-        "traceback": traceback.format_exc(),
+        "traceback": _middle_out(traceback.format_exc(), LONGEST_WORDS // 4),
     }
+    content = json.dumps(word).encode()
     with contextlib.suppress(OSError):
-        write_json(run.live / f"error-{index}.json", word)
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+        (run.live / f"words-{index}").rename(run.live / f"error-{index}.json")
+
+
+def _middle_out(text: str, longest: int) -> str:
+    """The beginning and the end of a text that is too long."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}\n[...]\n{text[-half:]}"
 
 
 def work(

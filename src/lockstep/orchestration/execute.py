@@ -145,6 +145,8 @@ def _execute(session: Session, tag: str | None) -> None:
             ctx.execute()
         except exceptions.ExecutionFailedError:
             raise session.failure or RunFailed("the pipeline failed; see run_log.json") from None
+        except Exception as error:  # on a full disk Runnable's own log fails after the step did
+            raise session.failure or error from None
         finally:
             context.set_run_context(None)
 

@@ -119,7 +119,7 @@ def clear_leftovers(run: Run) -> None:
     """Remove what a killed attempt left: half-written checkpoints, rendezvous files, words of failed ranks."""
     for path in run.checkpoints.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in ("rendezvous-*", "error-*.json", "passed-over.json"):
+    for pattern in ("rendezvous-*", "words-*", "error-*.json", "passed-over.json"):
         for path in run.live.glob(pattern):
             path.unlink(missing_ok=True)
     for path in run.path.glob(".tmp-*"):

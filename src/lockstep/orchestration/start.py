@@ -26,6 +26,9 @@ def read_sections(file: Path | None, overrides: Sequence[str], resumed: Run | No
     return parameters.read(file or (resumed.parameters if resumed else None), overrides)
 
 
+LONGEST_TAG = 100
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked for."""
@@ -66,6 +69,8 @@ def start(request: Request, server: Server, display: Display, began: float) -> i
     """Make or continue a run; returns the exit status. Bad input is refused before anything is written."""
     if request.run_id:
         check_run_id(request.run_id)
+    if request.tag is not None and not (request.tag.isprintable() and 0 < len(request.tag) <= LONGEST_TAG):
+        raise UsageError(f"--tag: found {request.tag!r}, allowed: 1 to {LONGEST_TAG} printable characters")
     if request.resume is not None:
         return resume(request, server, display, began)
     wanted = request.read(request.file, request.overrides, None)
