@@ -26,6 +26,7 @@ from lockstep.transports.base import Group, Pending, Reduce, Transport
 
 _AREAS = 2  # each rank writes to one while its peers may still read the other
 _SLOTS = 8  # of a pair
+_WHOLE_BYTES = 1 << 16  # up to here another wait costs more than reading all of it
 _ORDERED = ("x86_64", "AMD64")
 
 
@@ -55,6 +56,7 @@ class Shm(Transport):
         self._arrived = [self._layout.word("arrived", rank) for rank in range(self.size)]
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._phase = 0  # of collectives: what this rank's arrived counter says
+        self._parity = 0
         self._areas: dict[torch.dtype, list[list[Tensor]]] = {}  # by parity and rank
         self._waiting = Waiting(self, self._segment)
         self._slots = Slots(self, self._segment, self._waiting)
@@ -76,32 +78,59 @@ class Shm(Transport):
         self._segment.close()
 
     def all_reduce(self, buffer: Tensor) -> None:
-        """Sum a flat tensor over all ranks, in the order of the ranks: the same bits on each of them."""
+        """Sum a flat tensor over all ranks, in the order of the ranks: the same bits on each of them.
+
+        Each rank writes the buffer's size into the shared memory, once.
+        """
         if self.size == 1:
             return
-        elements = self.piece_bytes // buffer.element_size()
-        total = buffer.numel()
+        total, size = buffer.numel(), buffer.element_size()
+        elements = self.piece_bytes // size
+        whole = self.size == 2 or total * size <= _WHOLE_BYTES
+        reduce_piece = self._reduce_whole if whole else self._reduce_slices
         if total <= elements:
-            self._reduce_piece(buffer)
-            return
-        for start in range(0, total, elements):
-            self._reduce_piece(buffer[start : start + elements])
+            reduce_piece(buffer)
+        else:
+            for start in range(0, total, elements):
+                reduce_piece(buffer[start : start + elements])
+        self.wire_bytes += total * size
 
-    def _reduce_piece(self, own: Tensor) -> None:
-        """Everyone reads all of everyone's: the least waiting, and for two ranks the least copying too."""
-        elements = own.numel()
-        self._phase += 1
-        areas = self._areas.get(own.dtype) or self._typed_areas(own.dtype)
-        parts = [area[:elements] for area in areas[self._phase & 1]]
+    def _reduce_whole(self, own: Tensor) -> None:
+        """Every rank sums all of it: one wait, and for two ranks no more copying than slices would need."""
+        parts = self._parts(own)
         parts[self.rank].copy_(own)
         self._meet()
         if self.rank < 2:
-            own.add_(parts[1 - self.rank])
+            own.add_(parts[1 - self.rank])  # a sum of two is the same either way round
         else:
             torch.add(parts[0], parts[1], out=own)
         for part in parts[2:]:
             own.add_(part)
-        self.wire_bytes += elements * own.element_size()
+
+    def _reduce_slices(self, own: Tensor) -> None:
+        """Every rank sums its own slice of it for all: two waits, and the least reading."""
+        parts = self._parts(own)
+        count = own.numel()
+        start, stop = count * self.rank // self.size, count * (self.rank + 1) // self.size
+        mine = parts[self.rank]
+        mine[:start].copy_(own[:start])
+        mine[stop:].copy_(own[stop:])
+        self._meet()
+        total = mine[start:stop]  # nobody reads it before the next meeting
+        inputs = [(own if rank == self.rank else part)[start:stop] for rank, part in enumerate(parts)]
+        torch.add(inputs[0], inputs[1], out=total)
+        for piece in inputs[2:]:
+            total.add_(piece)
+        self._meet()
+        for rank, part in enumerate(parts):
+            start, stop = count * rank // self.size, count * (rank + 1) // self.size
+            own[start:stop].copy_(part[start:stop])
+
+    def _parts(self, own: Tensor) -> list[Tensor]:
+        """Where each rank's copy of this piece lies; the next piece's lies elsewhere."""
+        areas = self._areas.get(own.dtype) or self._typed_areas(own.dtype)
+        self._parity ^= 1
+        return [area[: own.numel()] for area in areas[self._parity]]
 
     def _typed_areas(self, dtype: torch.dtype) -> list[list[Tensor]]:
         elements = self.piece_bytes // dtype.itemsize
@@ -114,6 +143,7 @@ class Shm(Transport):
 
     def _meet(self) -> None:
         """Say that this rank has written, and wait until all have."""
+        self._phase += 1
         words, phase = self._words, self._phase
         words[self._arrived[self.rank]] = phase
         for peer in self._others:
