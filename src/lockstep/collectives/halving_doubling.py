@@ -54,40 +54,31 @@ def halving_round(rank: int, size: int, level: int) -> Round:
     if not upper:
         return ()
     kept, given = (lower, upper) if rank in lower else (upper, lower)
-    partner = _partner(rank, lower, upper)
-    receives = [
-        Transfer(peer, kept, "receive_reduce") for peer in given if _partner(peer, lower, upper) == rank
-    ]
-    return (Transfer(partner, given, "send"), *receives)
+    index = rank - kept.start
+    senders = list(given[index : index + 1])
+    if rank == upper[-1] and len(lower) > len(upper):
+        senders.append(lower[-1])
+    # The larger half's last rank has no like in the other: it sends to that half's last one.
+    partner = given[min(index, len(given) - 1)]
+    return (Transfer(partner, given, "send"), *[Transfer(peer, kept, "receive_reduce") for peer in senders])
 
 
 def doubling_round(rank: int, size: int, number: int) -> Round:
     """The halving backwards: what was received is sent, what was sent is received, complete this time."""
     mirrored = halving_round(rank, size, depth(size) - 1 - number)
     return tuple(
-        Transfer(each.peer, each.chunks, "receive" if each.kind == "send" else "send") for each in mirrored
+        [Transfer(each.peer, each.chunks, "receive" if each.kind == "send" else "send") for each in mirrored]
     )
 
 
 def _halves(rank: int, size: int, level: int) -> tuple[range, range]:
     """The two halves, by then, of the group that a rank is in; the upper one is empty if it is alone."""
-    group = range(size)
+    start, stop = 0, size
     for _ in range(level):
-        lower, upper = _split(group)
-        group = lower if rank in lower else upper
-    return _split(group)
-
-
-def _split(group: range) -> tuple[range, range]:
-    middle = group.start + (len(group) + 1) // 2
-    return range(group.start, middle), range(middle, group.stop)
-
-
-def _partner(rank: int, lower: range, upper: range) -> int:
-    """Whom a rank sends to: its like in the other half, or that half's last rank where it has none."""
-    if rank in lower:
-        return upper[min(rank - lower.start, len(upper) - 1)]
-    return lower[rank - upper.start]
+        middle = start + (stop - start + 1) // 2
+        start, stop = (start, middle) if rank < middle else (middle, stop)
+    middle = start + (stop - start + 1) // 2
+    return range(start, middle), range(middle, stop)
 
 
 def closed_form(collective: str, rank: int, topology: Topology) -> ClosedForm:

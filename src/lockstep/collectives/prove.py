@@ -99,23 +99,29 @@ def _start(schedules: Sequence[Schedule]) -> Held:
 def _well_formed(rounds: list[Round], chunks: int) -> list[str]:
     """Peers and chunks that exist, and no chunk that is both read and written, or written by two rules."""
     failures = []
+    size = len(rounds)
     for rank, transfers in enumerate(rounds):
-        read: set[int] = set()
-        copied: set[int] = set()
-        added: set[int] = set()
+        touched = {"send": 0, "receive": 0, "receive_reduce": 0}  # chunks, a bit for each
         for each in transfers:
-            if not 0 <= each.peer < len(rounds) or each.peer == rank:
+            if not 0 <= each.peer < size or each.peer == rank:
                 failures.append(f"rank {rank} names the peer {each.peer}")
-            if not each.chunks or each.chunks.step != 1 or each.chunks.start < 0 or each.chunks.stop > chunks:
+            start, stop = each.chunks.start, each.chunks.stop
+            if each.chunks.step != 1 or not 0 <= start < stop <= chunks:
                 failures.append(f"rank {rank} names the chunks {each.chunks} of {chunks}")
-            if each.kind == "receive" and not copied.isdisjoint(each.chunks):
-                failures.append(f"rank {rank} receives a chunk of {each.chunks} twice")
-            {"send": read, "receive": copied, "receive_reduce": added}[each.kind].update(each.chunks)
-        if read & (copied | added):
-            failures.append(f"rank {rank} sends and writes chunk {min(read & (copied | added))}")
-        if copied & added:
-            failures.append(f"rank {rank} copies and adds into chunk {min(copied & added)}")
+                continue
+            mask = (1 << stop) - (1 << start)
+            if each.kind == "receive" and touched["receive"] & mask:
+                failures.append(f"rank {rank} receives chunk {_lowest(touched['receive'] & mask)} twice")
+            touched[each.kind] |= mask
+        if both := touched["send"] & (touched["receive"] | touched["receive_reduce"]):
+            failures.append(f"rank {rank} sends and writes chunk {_lowest(both)}")
+        if both := touched["receive"] & touched["receive_reduce"]:
+            failures.append(f"rank {rank} copies and adds into chunk {_lowest(both)}")
     return failures
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
 
 
 def _unmatched(rounds: list[Round]) -> list[str]:
@@ -153,7 +159,7 @@ def _execute(rounds: list[Round], held: Held) -> list[str]:
                 elif each.kind == "receive" or present is None:
                     mine[chunk] = arriving
                 elif arriving & present:
-                    twice = (arriving & present).bit_length() - 1
+                    twice = _lowest(arriving & present)
                     failures.append(f"rank {rank} adds rank {twice}'s contribution to chunk {chunk} twice")
                 else:
                     mine[chunk] = arriving | present
