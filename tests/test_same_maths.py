@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.engine.batches import Batches, key, map_split, share
+from lockstep.engine.batches import Batches, map_split
+from lockstep.strategies.base import Shard, key
 from training import bits, final_state, largest_difference, results, train
 
 
@@ -80,7 +81,7 @@ def test_learning_happens(reference):
 def test_each_sample_comes_exactly_once_per_epoch_at_any_world_size(samples, batch, ranks, epoch, seed):
     features = torch.arange(samples, dtype=torch.float64).reshape(samples, 1)
     labels = torch.arange(samples)
-    parts = [Batches(features, labels, seed, batch, (rank, ranks)) for rank in range(ranks)]
+    parts = [Batches(features, labels, seed, batch, Shard(rank, rank + 1, ranks)) for rank in range(ranks)]
     steps = parts[0].steps_per_epoch
     seen, weights = [], 0.0
     for step in range(epoch * steps, (epoch + 1) * steps):
@@ -97,21 +98,21 @@ def test_each_sample_comes_exactly_once_per_epoch_at_any_world_size(samples, bat
 
 def test_batches_is_a_pure_function_of_the_step():
     features, labels = torch.randn(50, 3), torch.arange(50)
-    forwards, backwards = (Batches(features, labels, 7, 8, (1, 2)) for _ in range(2))
+    forwards, backwards = (Batches(features, labels, 7, 8, Shard(1, 2, 2)) for _ in range(2))
     ahead = [forwards(step).labels.tolist() for step in range(20)]
     behind = [backwards(step).labels.tolist() for step in reversed(range(20))]
     assert ahead == behind[::-1]
 
 
 def test_epochs_are_shuffled_differently():
-    batches = Batches(torch.randn(100, 1), torch.arange(100), 3, 100, (0, 1))
+    batches = Batches(torch.randn(100, 1), torch.arange(100), 3, 100, Shard(0, 1, 1))
     assert batches(0).labels.tolist() != batches(1).labels.tolist()
 
 
 def test_slices_cover_everything_once():
     for count in range(12):
         for parts in range(1, 8):
-            covered = [i for index in range(parts) for i in range(count)[share(count, index, parts)]]
+            covered = [i for index in range(parts) for i in range(count)[Shard(index, index + 1, parts).rows(count)]]
             assert covered == list(range(count))
 
 

@@ -31,7 +31,9 @@ _numbers = itertools.count()
 
 def train(server: Any, catalog: Path, *overrides: str, start: Path | None = None) -> Run:
     """A trained run, of the small parameters unless overridden."""
-    wanted = parameters.read(None, [*SMALL, *overrides])
+    own_model = any(word.startswith("model=") for word in overrides)  # which has no hidden_sizes
+    base = [word for word in SMALL if not (own_model and word.startswith("model."))]
+    wanted = parameters.read(None, [*base, *overrides])
     run = claim(catalog, f"run-{next(_numbers)}")
     descriptor = status.hold(run)
     write_atomically(run.parameters, parameters.dump(wanted))

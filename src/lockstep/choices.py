@@ -1,6 +1,6 @@
 """Parts of the parameters that are chosen by name and bring options of their own beside it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
@@ -13,7 +13,7 @@ from lockstep.strict_yaml import KeyPath
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
 
-Kind = Literal["datasets", "models", "strategies", "optimizers", "schedules"]
+Kind = Literal["datasets", "models", "strategies", "transports", "optimizers", "schedules"]
 
 # Where something is chosen by name: what it is, and the name when nothing is said.
 CHOICES: dict[tuple[str, ...], tuple[Kind, str]] = {
@@ -74,6 +74,24 @@ def find(path: KeyPath, kind: Kind, name: object) -> tuple[dict[str, Option] | N
         return None, [Problem(path, f"{error}, allowed: {', '.join(names(kind))}, or package.module:name")]
 
 
+def _nested(annotation: Any) -> Kind | None:
+    """The kind of plugin that an option names, if it does."""
+    metadata = getattr(annotation, "__metadata__", ())
+    kinds = (mark.kind for mark in metadata if isinstance(mark, plugins.Plugin))
+    return cast("Kind | None", next(kinds, None))
+
+
+def _chosen(path: KeyPath, kind: Kind, value: str | dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """An option that is itself chosen by name, brought to a mapping with its name and every option."""
+    given = {"name": value} if isinstance(value, str) else value
+    options, problems = find((*path, "name"), kind, given.get("name"))
+    if options is None:
+        return {}, problems
+    asked = {key: item for key, item in given.items() if key != "name"}
+    values, more = check(path, asked, options, ("name",))
+    return {"name": given["name"], **values}, [*problems, *more]
+
+
 def check(
     path: KeyPath, given: dict[str, Any], options: dict[str, Option], beside: tuple[str, ...]
 ) -> tuple[dict[str, Any], list[Problem]]:
@@ -85,6 +103,10 @@ def check(
         if value is REQUIRED:
             what = allowed(option.annotation)
             problems.append(Problem((*path, name), f"found nothing, but it has no default; allowed: {what}"))
+            continue
+        if (kind := _nested(option.annotation)) and isinstance(value, str | dict):
+            values[name], more = _chosen((*path, name), kind, value)
+            problems += more
             continue
         try:
             values[name] = TypeAdapter(option.annotation, config=CONFIG).validate_python(value)

@@ -1,7 +1,7 @@
 """The file system is the registry: a plugin is a file in its folder, its keyword-only arguments its options.
 
 `models/mlp.py` holds ``def mlp(input_shape, num_classes, *, hidden_sizes: list[int] = ...)``; a strategy's
-file holds one public class, whose ``__init__`` has them. Options are read from the source, so that validating
+file holds a class of its name, whose ``__init__`` has them. Options are read from the source, so that validating
 parameters imports neither torch nor plugins. `package.module:name` is the user's own: it alone is imported.
 """
 
@@ -23,7 +23,8 @@ from lockstep.errors import MissingPackage, ParametersError
 from lockstep.files import printable
 
 ROOT = Path(__file__).parent
-KINDS = ("models", "datasets", "strategies")
+KINDS = ("models", "datasets", "strategies", "transports")
+CLASSES = ("strategies", "transports")  # a file of these holds one public class, else a function
 REQUIRED = inspect.Parameter.empty  # the default of an option that has none
 
 # What an option may not be called: keys that stand beside it, and what the program itself passes by position.
@@ -31,6 +32,7 @@ _TAKEN = {
     "models": {"name", "input_shape", "num_classes"},
     "datasets": {"name", "validation_fraction", "test_fraction", "seed"},
     "strategies": {"name", "group"},
+    "transports": {"name", "group"},
 }
 _BUILTIN = (bool, int, float, str, list, dict)
 _NAMESPACE: dict[str, Any] = {kind.__name__: kind for kind in _BUILTIN} | {
@@ -40,6 +42,16 @@ _NAMESPACE: dict[str, Any] = {kind.__name__: kind for kind in _BUILTIN} | {
     "Field": Field,
     "Any": Any,
 }
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """In an option's annotation: its value is itself something chosen by name, with options of its own.
+
+    ``transport: Annotated[str | dict[str, Any], Plugin("transports")] = "shm"``
+    """
+
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ def load(kind: str, name: str) -> Any:
         return _imported(name)
     assert name in names(kind), f"{kind} has no {name}"
     module = importlib.import_module(f"lockstep.{kind}.{name}")
-    if kind != "strategies":
+    if kind not in CLASSES:
         return getattr(module, name)
     return getattr(module, _public_class(ast.parse(inspect.getsource(module)), name).name)
 
@@ -109,7 +121,7 @@ def require(module: str, package: str, extra: str, wanted_by: str) -> Any:
 
 def _options_in(path: Path, kind: str, name: str) -> dict[str, Option]:
     tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
-    if kind == "strategies":
+    if kind in CLASSES:
         body = _public_class(tree, name).body
         function = next(_functions(body, "__init__"), None)
         if function is None:
@@ -121,7 +133,8 @@ def _options_in(path: Path, kind: str, name: str) -> dict[str, Option]:
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         assert argument.annotation is not None, f"{path}: option {argument.arg} has no annotation"
         code = compile(ast.Expression(argument.annotation), str(path), "eval")
-        annotation = eval(code, {"__builtins__": {}}, _NAMESPACE)  # our own source, and these names alone
+        names_known = {**_NAMESPACE, "Plugin": Plugin}
+        annotation = eval(code, {"__builtins__": {}}, names_known)  # our own source, and these names alone
         value = REQUIRED if default is None else ast.literal_eval(default)
         options[argument.arg] = Option(_known_type(annotation), _plain(value))
     return options
@@ -132,8 +145,10 @@ def _functions(body: list[ast.stmt], name: str) -> Iterator[ast.FunctionDef]:
 
 
 def _public_class(tree: ast.Module, name: str) -> ast.ClassDef:
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-    assert len(classes) == 1, f"strategies/{name}.py: {len(classes)} public classes, one is expected"
+    """The class named like the file: local_sgd.py holds LocalSgd; other classes of the file are its own matter."""
+    wanted = name.replace("_", "")
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.lower() == wanted]
+    assert len(classes) == 1, f"{name}.py: {len(classes)} classes named like the file, one is expected"
     return classes[0]
 
 

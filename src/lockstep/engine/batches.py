@@ -1,6 +1,5 @@
 """Which samples a rank sees at which step: a pure function, so that resuming is only a matter of "which step"."""
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lockstep.strategies.base import Batch
+from lockstep.strategies.base import Batch, Shard, key
 
 
 def map_split(file: Path, precision: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -20,17 +19,6 @@ def map_split(file: Path, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         return tensors.get_tensor("features").to(precision), tensors.get_tensor("labels")
 
 
-def key(*parts: int | str) -> int:
-    """63 bits that depend on every part alike: what random draws are keyed by."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-
-
-def share(count: int, index: int, parts: int) -> slice:
-    """The ``index``-th of ``parts`` consecutive slices of ``count`` items, sizes differing by one at most."""
-    return slice(count * index // parts, count * (index + 1) // parts)
-
-
 class Batches:
     """Calls map a step, counted from 0, to this rank's share of that step's global batch.
 
@@ -40,12 +28,12 @@ class Batches:
     """
 
     def __init__(
-        self, features: Tensor, labels: Tensor, seed: int, global_batch_size: int, shard: tuple[int, int]
+        self, features: Tensor, labels: Tensor, seed: int, global_batch_size: int, shard: Shard
     ) -> None:
         self.features, self.labels = features, labels
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self.index, self.parts = shard
+        self.shard = shard
         self.steps_per_epoch = math.ceil(len(labels) / global_batch_size)
         self._order: tuple[int, Tensor] | None = None
 
@@ -61,7 +49,7 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         whole = self.order(epoch)[start : start + self.global_batch_size]
-        rows = whole[share(len(whole), self.index, self.parts)]
+        rows = whole[self.shard.rows(len(whole))]
         weight = 1.0
         if not len(rows):
             rows, weight = whole[:1], 0.0

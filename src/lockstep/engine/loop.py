@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
-from lockstep.engine.batches import Batches, key, share
+from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
 from lockstep.engine.metrics import Metrics, fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
@@ -67,8 +67,7 @@ def take_step(job: Job, done: int) -> None:
     began, cpu_began = clock(), process_time()
     board.enter("data")
     batch = job.batches(done)
-    # No generator state is saved: whatever the forward pass draws depends on this key alone.
-    torch.default_generator.manual_seed(key(job.parameters.seed, done, job.rank))
+    strategy.draws = job.parameters.seed, done
     fed = clock()
     board.enter("compute")
     outcome = strategy.forward_backward(batch)
@@ -141,7 +140,7 @@ def end_epoch(job: Job, step: int) -> None:
     job.board.enter("validation")
     epoch = step // job.batches.steps_per_epoch
     features, labels = job.validation
-    rows = share(len(labels), *job.strategy.shard())
+    rows = job.strategy.shard().rows(len(labels))
     loss, predicted = evaluate(job.strategy.module, features[rows], labels[rows])
     correct = int((predicted == labels[rows]).sum())
     total = job.strategy.total(torch.tensor([loss], dtype=torch.float64)) if len(labels) else None

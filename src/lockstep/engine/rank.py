@@ -18,7 +18,7 @@ from lockstep import plugins
 from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint, lazy_dynamo
-from lockstep.engine.batches import Batches, key, map_split
+from lockstep.engine.batches import Batches, map_split
 from lockstep.engine.checkpoint import Checkpoint
 from lockstep.engine.divergence import Watch
 from lockstep.engine.loop import Job, train
@@ -28,7 +28,7 @@ from lockstep.errors import LockstepError, RunFailed
 from lockstep.files import fsync_folder, read_json, temporary_beside, write_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, read
-from lockstep.strategies.base import Group, Strategy
+from lockstep.strategies.base import Group, Strategy, key
 
 LONGEST_WORDS = 65_536  # bytes
 PASSED_OVER = "passed-over.json"  # in the live folder: damaged checkpoints, for the pipeline to tell
@@ -144,6 +144,7 @@ def work(
         step=step,
         startup_seconds=started - board.number(index, "launched"),
         threads=torch.get_num_threads(),
+        strategy=strategy.describe(),
     )
     step = train(job, step)
     strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns

@@ -18,7 +18,8 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
     splits = {name: file["samples"] for name, file in data["files"].items()}
     options, batch = parameters.distributed, parameters.training.global_batch_size
     ranks, available = options.world_size, cores()
-    threads = options.threads_per_rank or parent_threads(run, ranks) or max(available // ranks, 1)
+    one_thread = options.strategy.options.get("reduction") == "invariant"  # bits differ between thread counts
+    threads = 1 if one_thread else options.threads_per_rank or parent_threads(run, ranks) or max(available // ranks, 1)
     steps_per_epoch = math.ceil(splits["train"] / batch)
     steps = steps_per_epoch * parameters.training.epochs
     check_start(run, steps_per_epoch, steps)

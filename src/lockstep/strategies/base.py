@@ -1,13 +1,20 @@
 """The seam between the training loop and the ways of sharing its work. The defaults are the single process."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lockstep import plugins
+from lockstep.collectives import execute
+from lockstep.collectives.schedule import make
+from lockstep.transports.base import Transport
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,19 @@ class Group:
     world_size: int
     rendezvous: Path
     timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Slices ``first`` to ``stop - 1`` of ``parts`` equal ones."""
+
+    first: int
+    stop: int
+    parts: int
+
+    def rows(self, count: int) -> slice:
+        """The rows of ``count`` that are in it; sizes of slices differ by one at most."""
+        return slice(count * self.first // self.parts, count * self.stop // self.parts)
 
 
 @dataclass(frozen=True)
@@ -59,12 +79,14 @@ class Strategy:
         self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
         self.optimizer: Optimizer | None = None
         self.max_grad_norm: float | None = None
+        self.transport: Transport | None = None  # where it has one of ours
+        self.draws: tuple[int, int] = (0, 0)  # (seed, step): what random draws of the next pass are keyed by
         self.sync_seconds = 0.0  # of the last step: spent with no gradient of its own left to compute
         self.wire_bytes = 0  # of one step, sent by this rank
 
-    def shard(self) -> tuple[int, int]:
-        """(index, count): which slice of each global batch is this rank's."""
-        return 0, 1
+    def shard(self) -> Shard:
+        """Which slice of each global batch is this rank's: one a rank, unless overridden."""
+        return Shard(self.group.rank, self.group.rank + 1, self.group.world_size)
 
     def place(self, module: nn.Module) -> nn.Module:
         """Take the module in, before the optimizer exists; returns what the forward pass calls."""
@@ -76,6 +98,15 @@ class Strategy:
 
     def forward_backward(self, batch: Batch) -> Outcome:
         """Leave in ``.grad`` this rank's part of the gradient of the mean loss over the *global* batch."""
+        self.seed_draws("rank", self.group.rank)
+        return self.one_pass(batch)
+
+    def seed_draws(self, kind: str, number: int) -> None:
+        """No generator state is saved: what the forward pass draws depends on (seed, step, who) alone."""
+        torch.default_generator.manual_seed(key(*self.draws, kind, number))
+
+    def one_pass(self, batch: Batch) -> Outcome:
+        """Forward and backward of some rows."""
         logits = self.model(batch.features)
         total = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
         self.backward(total * (batch.weight * self.gradient_scale / batch.global_samples))
@@ -109,8 +140,15 @@ class Strategy:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def describe(self) -> dict[str, Any]:
+        """What it decided for itself, for the record."""
+        return {}
+
     def total(self, values: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, the same on each."""
+        if self.transport is not None:
+            schedule = make("all_reduce", "direct", self.group.rank, self.group.world_size)
+            execute.run(schedule, self.transport, values.view(-1))
         return values
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -145,6 +183,21 @@ class Strategy:
 
     def close(self) -> None:
         """Leave the group. Called once, when everything is written."""
+        if self.transport is not None:
+            self.transport.close()
+
+
+def open_transport(group: Group, chosen: str | dict[str, Any]) -> Transport:
+    """The transport that an option names."""
+    options = dict(chosen) if isinstance(chosen, dict) else {"name": chosen}
+    transport: Transport = plugins.load("transports", options.pop("name"))(group, **options)
+    return transport
+
+
+def key(*parts: int | str) -> int:
+    """63 bits that depend on every part alike: what random draws are keyed by."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def clock() -> float:

@@ -35,10 +35,6 @@ class Ddp(Strategy):
             "gloo", store=store, rank=group.rank, world_size=group.world_size, timeout=limit
         )
 
-    def shard(self) -> tuple[int, int]:
-        """One slice a rank."""
-        return self.group.rank, self.group.world_size
-
     @property
     def gradient_scale(self) -> float:
         """DDP divides by the number of ranks."""

@@ -1,0 +1,152 @@
+"""Explicit distribution: the same maths over our own collectives, and the same bits where they are asked for."""
+
+import pytest
+
+from lockstep.files import read_json_lines
+from training import bits, largest_difference, results, train
+
+TRANSPORTS = ("shm", "tcp", "gloo")
+
+
+@pytest.fixture(scope="module")
+def reference(server, tmp_path_factory):
+    return train(
+        server, tmp_path_factory.mktemp("single"), "distributed.strategy=single", "distributed.world_size=1"
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_allreduce_equals_the_single_process(server, tmp_path, reference, ranks, transport):
+    run = train(
+        server, tmp_path, f"distributed.world_size={ranks}", "distributed.strategy=allreduce",
+        f"distributed.strategy.transport={transport}", "distributed.strategy.bucket_mb=0.001",
+    )  # fmt: skip
+    assert largest_difference(run, reference) < 1e-10
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "tree", "halving_doubling", "direct", "hierarchical"])
+def test_every_algorithm_gives_the_same_training(server, tmp_path, reference, algorithm):
+    run = train(
+        server, tmp_path, "distributed.world_size=3", "distributed.strategy=allreduce",
+        f"distributed.strategy.algorithm={algorithm}",
+    )  # fmt: skip
+    assert largest_difference(run, reference) < 1e-10
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_overlap_changes_no_bit(server, tmp_path_factory, overlap):
+    runs = [
+        train(
+            server, tmp_path_factory.mktemp("overlap"), "distributed.strategy=allreduce", "training.precision=fp32",
+            "distributed.strategy.bucket_mb=0.0005", f"distributed.strategy.overlap={flag}",
+        )
+        for flag in ("true", "false")
+    ]  # fmt: skip
+    assert bits(runs[0]) == bits(runs[1])
+
+
+def test_the_naive_version_is_the_same_maths(server, tmp_path, reference):
+    run = train(server, tmp_path, "distributed.world_size=3", "distributed.strategy=naive")
+    assert largest_difference(run, reference) < 1e-10
+
+
+INVARIANT = (
+    "distributed.strategy=allreduce",
+    "distributed.strategy.reduction=invariant",
+    "training.precision=fp32",
+    "model.dropout=0.1",
+    "training.global_batch_size=21",
+)
+
+
+def test_invariant_reduction_gives_the_same_bits_at_any_world_size(server, tmp_path):
+    found = {
+        n: bits(train(server, tmp_path, *INVARIANT, f"distributed.world_size={n}")) for n in (1, 2, 3, 4, 8)
+    }
+    assert len(set(found.values())) == 1, found
+
+
+def test_without_it_the_bits_differ_between_world_sizes(server, tmp_path):
+    words = [word for word in INVARIANT if "invariant" not in word and "dropout" not in word]
+    found = {n: bits(train(server, tmp_path, *words, f"distributed.world_size={n}")) for n in (1, 2, 3)}
+    assert len(set(found.values())) > 1  # else the test above would show nothing
+
+
+def test_invariant_bits_survive_a_stop_in_an_epoch_and_another_world_size(server, tmp_path):
+    whole = train(server, tmp_path, *INVARIANT, "distributed.world_size=3")
+    part = train(
+        server,
+        tmp_path,
+        *INVARIANT,
+        "distributed.world_size=2",
+        "checkpoint.every_steps=5",
+        "checkpoint.keep=9",
+    )
+    middle = part.checkpoints / "step-00000010"  # 7 steps to an epoch
+    rest = train(server, tmp_path, *INVARIANT, "distributed.world_size=4", start=middle)
+    assert bits(rest) == bits(whole) == bits(part)
+
+
+UNUSED = """
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    \"\"\"A weight used twice, one never used, and one used only for some rows.\"\"\"
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.twice = nn.Linear(inputs, inputs)
+        self.never = nn.Linear(inputs, inputs)
+        self.sometimes = nn.Linear(inputs, inputs)
+        self.last = nn.Linear(inputs, outputs)
+    def forward(self, x):
+        x = self.twice(torch.relu(self.twice(x)))
+        rows = x[:, :1] > 0.6
+        if bool(rows.any()):
+            x = x + torch.where(rows, self.sometimes(x), torch.zeros_like(x))
+        return self.last(x)
+
+def odd(input_shape, num_classes):
+    return Odd(input_shape[0], num_classes)
+"""
+
+
+def test_weights_used_twice_never_or_by_some_ranks_are_treated_as_by_one_process(server, tmp_path):
+    (tmp_path / "odd_model.py").write_text(UNUSED)
+    words = ("model=odd_model:odd", "training.optimizer=adamw", "training.global_batch_size=6")
+    import sys
+
+    sys.path.insert(0, str(tmp_path))
+    server_of_its_own = type(server)()
+    try:
+        server_of_its_own.prepare("forkserver", tmp_path)
+        alone = train(
+            server_of_its_own, tmp_path, *words, "distributed.strategy=single", "distributed.world_size=1"
+        )
+        together = train(
+            server_of_its_own, tmp_path, *words, "distributed.strategy=allreduce", "distributed.world_size=3"
+        )
+    finally:
+        server_of_its_own.close()
+        sys.path.remove(str(tmp_path))
+    assert largest_difference(alone, together) < 1e-10
+
+
+def test_the_choice_of_algorithm_is_recorded_with_its_reason(server, tmp_path):
+    run = train(server, tmp_path, "distributed.strategy=allreduce", "distributed.strategy.transport=tcp")
+    start = next(line for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "start")
+    assert start["strategy"]["buckets"][0]["algorithm"] in ("direct", "ring", "tree", "halving_doubling")
+    assert "expected" in start["strategy"]["reasons"][0]
+
+
+def test_bytes_on_the_wire_are_what_the_ring_needs(server, tmp_path):
+    run = train(
+        server, tmp_path, "distributed.world_size=3", "distributed.strategy=allreduce",
+        "distributed.strategy={name: allreduce, algorithm: ring, transport: gloo}",
+    )  # fmt: skip
+    line = next(line for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "step")
+    start = next(line for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "start")
+    size = sum(bucket["bytes"] for bucket in start["strategy"]["buckets"])
+    assert line["wire_bytes"] == pytest.approx(2 * 2 / 3 * size, rel=0.02)
+    assert results(run)["ranks"][0]["wire_bytes"] > 0
