@@ -48,11 +48,12 @@ class Frame(NamedTuple):
             return None
         for name, found, wanted in zip(self._fields, self, expected, strict=True):
             if found != wanted:
-                return name, _readable(name, found), _readable(name, wanted)
+                return name, readable(name, found), readable(name, wanted)
         raise AssertionError("unequal frames differ somewhere")
 
 
-def _readable(name: str, value: object) -> object:
+def readable(name: str, value: object) -> object:
+    """The value of a field as a person would write it."""
     if name == "operation" and isinstance(value, bytes):
         return value.rstrip(b"\0").decode(errors="replace")
     if name == "dtype" and isinstance(value, int) and 0 < value <= len(_DTYPES):

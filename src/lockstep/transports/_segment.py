@@ -21,7 +21,7 @@ from lockstep.transports.base import Group, Label, TransportError
 
 LINE = 64  # bytes of a cache line: no two ranks write to the same one
 WORDS = LINE // 8
-KINDS = ("pid", "ticks", "arrived", "left")  # a rank's control words
+KINDS = ("pid", "ticks", "arrived", "left", "even", "odd")  # a rank's lines of control words
 _JOIN = Label("join")
 _POLL_SECONDS = 0.001
 
@@ -36,7 +36,7 @@ class Layout:
     slot_bytes: int  # of a pair's ring of slots, with its header
 
     def word(self, kind: str, rank: int) -> int:
-        """The index of a rank's control word, in a line of its own; line 0 is for all."""
+        """The index of the first control word of one of a rank's lines; line 0 is for all."""
         return (1 + rank * len(KINDS) + KINDS.index(kind)) * WORDS
 
     def pair_words(self, source: int, to: int) -> tuple[int, int]:

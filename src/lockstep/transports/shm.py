@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lockstep.errors import UsageError
 from lockstep.linux import require_linux
-from lockstep.transports._frames import HEADER_BYTES
+from lockstep.transports._frames import CODES, HEADER_BYTES, readable
 from lockstep.transports._segment import Layout, Segment
 from lockstep.transports._slots import HEAD, Slots
 from lockstep.transports._waiting import Waiting
@@ -28,6 +28,15 @@ _AREAS = 2  # each rank writes to one while its peers may still read the other
 _SLOTS = 8  # of a pair
 _WHOLE_BYTES = 1 << 16  # up to here another wait costs more than reading all of it
 _ORDERED = ("x86_64", "AMD64")
+
+
+def require_order(machine: str) -> None:
+    """Refuse a processor on which another rank may see the counter before the data."""
+    if machine not in _ORDERED:
+        raise UsageError(
+            f"the transport shm needs an x86-64 processor, and this is {machine}: others may reorder "
+            "writes to shared memory. Use tcp or gloo."
+        )
 
 
 class Shm(Transport):
@@ -43,11 +52,7 @@ class Shm(Transport):
         slot_kb: Annotated[int, Field(ge=4, le=65536)] = 128,
     ) -> None:
         require_linux("the transport shm")
-        if platform.machine() not in _ORDERED:
-            raise UsageError(
-                f"the transport shm needs an x86-64 processor, and this is {platform.machine()}: others may "
-                "reorder writes to shared memory. Use tcp or gloo."
-            )
+        require_order(platform.machine())
         super().__init__(group)
         self.piece_bytes, self.slot_bytes = piece_kb * 1024, slot_kb * 1024
         self._layout = Layout(self.size, _AREAS * self.piece_bytes, _SLOTS, HEAD + self.slot_bytes)
@@ -56,7 +61,11 @@ class Shm(Transport):
         self._arrived = [self._layout.word("arrived", rank) for rank in range(self.size)]
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._phase = 0  # of collectives: what this rank's arrived counter says
-        self._parity = 0
+        self._parity = 0  # of pieces
+        self._calls = 0  # of the all-reduce
+        self._doing = [
+            [self._layout.word(kind, rank) for rank in range(self.size)] for kind in ("even", "odd")
+        ]
         self._areas: dict[torch.dtype, list[list[Tensor]]] = {}  # by parity and rank
         self._waiting = Waiting(self, self._segment)
         self._slots = Slots(self, self._segment, self._waiting)
@@ -85,6 +94,7 @@ class Shm(Transport):
         if self.size == 1:
             return
         total, size = buffer.numel(), buffer.element_size()
+        self._announce(buffer)
         elements = self.piece_bytes // size
         whole = self.size == 2 or total * size <= _WHOLE_BYTES
         reduce_piece = self._reduce_whole if whole else self._reduce_slices
@@ -141,6 +151,27 @@ class Shm(Transport):
         ]
         return self._areas[dtype]
 
+    def _announce(self, buffer: Tensor) -> None:
+        """Write down what this rank is about to reduce; the peers compare when they meet it."""
+        label = self.label
+        self._calls += 1
+        self._plan = (CODES[buffer.dtype], buffer.nbytes, label.bucket, label.step)
+        start = self._doing[self._calls & 1][self.rank]  # a peer may still be reading the last call's
+        for offset, value in enumerate(self._plan):
+            self._words[start + offset] = value
+        self._compared = False
+
+    def _compare(self) -> None:
+        """All ranks must be in the same call: else they would sum what does not belong together."""
+        self._compared = True
+        for peer in self._others:
+            start = self._doing[self._calls & 1][peer]
+            found = tuple(self._words[start : start + 4])
+            if found != self._plan:
+                fields = zip(("dtype", "length", "bucket", "step"), found, self._plan, strict=True)
+                field, has, expected = next(each for each in fields if each[1] != each[2])
+                raise self.mismatch(peer, self.label, field, readable(field, has), readable(field, expected))
+
     def _meet(self) -> None:
         """Say that this rank has written, and wait until all have."""
         self._phase += 1
@@ -150,6 +181,8 @@ class Shm(Transport):
             index = self._arrived[peer]
             if words[index] < phase:
                 self._waiting.until(partial(self._reached, index), peer, self.label)
+        if not self._compared:
+            self._compare()
 
     def _reached(self, index: int) -> bool:
         return bool(self._words[index] >= self._phase)

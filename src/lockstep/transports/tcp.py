@@ -29,7 +29,7 @@ from lockstep.transports._frames import (
 from lockstep.transports._meeting import Meeting
 from lockstep.transports.base import Group, Label, Pending, Reduce, Transport, bytes_of
 
-_PIECE_BYTES = 1 << 18  # what is reduced at once: it has just come in, and is still in the cache
+_PIECE_BYTES = 1 << 20  # what is reduced at once: it has just come in, and is still in the cache
 _LOOK_SECONDS = 0.5
 
 

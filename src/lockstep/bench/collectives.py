@@ -1,0 +1,193 @@
+"""`lockstep collectives bench`: our all-reduce and gloo's own in turn, in one go, in the manner of nccl-tests.
+
+Every round of measurement goes through all candidates, so that whatever else the machine does meets them alike.
+A round's time is that of the slowest rank; the table shows the median and the least over the rounds.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lockstep import plugins
+from lockstep.collectives.schedule import PAIRS
+from lockstep.errors import LockstepError, RunFailed, UsageError
+from lockstep.launchers.client import Server, ended_on_exit
+from lockstep.linux import cores, require_linux
+
+GLOO, COPIES = "gloo's own all_reduce", "copies alone"
+UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+LIMIT_SECONDS = 60.0  # of any one wait inside
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    algorithms = [name for name, collectives in PAIRS.items() if "all_reduce" in collectives]
+    parser.add_argument("--ranks", type=int, default=2, help="processes; default: 2")
+    parser.add_argument(
+        "--sizes", default="4KB,64KB,1MB,4MB,32MB", help="of the buffer, fp32; default: %(default)s"
+    )
+    parser.add_argument(
+        "--transports", default="shm,tcp", help=f"of {', '.join(plugins.names('transports'))}"
+    )
+    parser.add_argument("--algorithms", default="direct,ring", help=f"of {', '.join(algorithms)}")
+    parser.add_argument("--rounds", type=int, default=9, help="of measurement; default: 9")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print a table. Exit status 1 where a result is wrong."""
+    order = order_of(arguments)
+    result = measure(order)
+    if arguments.json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    else:
+        sys.stdout.write(table(result))
+    return 0 if all(row["check"] == "ok" for row in result["rows"] if row["check"]) else 1
+
+
+def order_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the ranks are to do. Raises UsageError."""
+    if arguments.ranks < 1 or arguments.rounds < 1:
+        raise UsageError("--ranks and --rounds are at least 1")
+    known = [name for name in plugins.names("transports") if name != "queue"]  # joins threads, not processes
+    pairs = [
+        (transport, algorithm)
+        for transport in _chosen("--transports", arguments.transports, known)
+        for algorithm in _chosen("--algorithms", arguments.algorithms, list(PAIRS))
+    ]
+    for _, algorithm in pairs:
+        if "all_reduce" not in PAIRS[algorithm]:
+            raise UsageError(f"--algorithms: {algorithm} does no all_reduce")
+    return {
+        "ranks": arguments.ranks,
+        "sizes": [size_of(word) for word in arguments.sizes.split(",")],
+        "pairs": pairs,
+        "rounds": arguments.rounds,
+        "timeout_seconds": LIMIT_SECONDS,
+    }
+
+
+def _chosen(option: str, text: str, allowed: list[str]) -> list[str]:
+    words = text.split(",")
+    for word in words:
+        if word not in allowed:
+            raise UsageError(f"{option}: found {word!r}, allowed: {', '.join(allowed)}")
+    return words
+
+
+def size_of(word: str) -> int:
+    """Bytes from 4096, 4KB, 1MB; whole fp32 numbers. Raises UsageError."""
+    text = word.strip().upper()
+    unit = next((unit for unit in ("KB", "MB", "GB", "B") if text.endswith(unit)), "")
+    digits = text.removesuffix(unit)
+    if not digits.isdecimal() or not int(digits) * UNITS.get(unit, 1):
+        raise UsageError(f"--sizes: found {word!r}, allowed: whole numbers such as 4096, 4KB, 1MB")
+    return -(-int(digits) * UNITS.get(unit, 1) // 4) * 4
+
+
+def measure(order: dict[str, Any]) -> dict[str, Any]:
+    """Run the ranks, and put together what they saw."""
+    require_linux("the benchmark")
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as name, ended_on_exit(Server()) as server:
+        folder = Path(name)
+        server.prepare("forkserver", Path.cwd())
+        server.start("lockstep.bench.ranks:main", [str(folder), order], order["ranks"])
+        _until_all_ended(server, folder)
+        seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(order["ranks"])]
+    return {
+        "ranks": order["ranks"],
+        "cores": cores(),
+        "load": [load, os.getloadavg()[0]],
+        "torch": seen[0]["torch"],
+        "rows": [_row(order, number, seen) for number in range(len(seen[0]["rows"]))],
+    }
+
+
+def _until_all_ended(server: Server, folder: Path) -> None:
+    began = time.monotonic()
+    while True:
+        for message in server.poll(1.0):
+            if message["event"] == "all_ended":
+                return
+            if message["event"] == "exit" and message["code"]:
+                raise _failure(folder, message["index"], message["code"])
+        if time.monotonic() - began > 60 * LIMIT_SECONDS:
+            raise LockstepError("the ranks of the benchmark do not end")
+
+
+def _failure(folder: Path, rank: int, code: int) -> LockstepError:
+    time.sleep(0.2)  # the one where it began may still be writing
+    for word in sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime):
+        return RunFailed(word.read_text(), rank=rank)
+    return RunFailed(f"rank {rank} of the benchmark ended with {code}", "signal", rank)
+
+
+def _row(order: dict[str, Any], number: int, seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """One candidate at one size, over all ranks."""
+    rows = [rank["rows"][number] for rank in seen]
+    slowest = [max(times) for times in zip(*(row["seconds"] for row in rows), strict=True)]
+    first, ranks = rows[0], order["ranks"]
+    seconds = median(slowest)
+    algorithm_rate = first["bytes"] / seconds / 1e9
+    check = ""
+    if first["digest"]:
+        same = len({digest for row in rows for digest in row["digest"]}) == 1
+        check = "WRONG" if any(row["wrong"] for row in rows) else "ok" if same else "BITS DIFFER"
+    return {
+        "bytes": first["bytes"],
+        "name": first["name"],
+        "seconds": seconds,
+        "least_seconds": min(slowest),
+        "algbw_gb_per_second": algorithm_rate,
+        "busbw_gb_per_second": algorithm_rate * 2 * (ranks - 1) / ranks,
+        "wire_bytes": first["wire_bytes"],
+        "check": check,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows for a person. ``gloo / ours`` above 1 means that ours is faster."""
+    head = ("size", "all_reduce by", "time us", "least us", "algbw", "busbw GB/s", "gloo / ours", "check")
+    form = "{:>9}  {:<24}{:>11}{:>11}{:>9}{:>12}{:>13}  {}\n"
+    text = f"{result['ranks']} ranks on {result['cores']} cores, torch {result['torch']}, load "
+    text += " to ".join(f"{load:.1f}" for load in result["load"]) + "\n\n" + form.format(*head)
+    stock = {row["bytes"]: row["seconds"] for row in result["rows"] if row["name"] == GLOO}
+    for row in result["rows"]:
+        ratio = stock[row["bytes"]] / row["seconds"]
+        text += form.format(
+            size_text(row["bytes"]),
+            row["name"],
+            f"{row['seconds'] * 1e6:,.1f}",
+            f"{row['least_seconds'] * 1e6:,.1f}",
+            f"{row['algbw_gb_per_second']:.2f}",
+            f"{row['busbw_gb_per_second']:.2f}",
+            "" if row["name"] == GLOO else f"{ratio:.2f}",
+            row["check"],
+        )
+    return text
+
+
+def size_text(count: int) -> str:
+    """4096 as 4 KB."""
+    for unit in ("GB", "MB", "KB"):
+        if count % UNITS[unit] == 0:
+            return f"{count // UNITS[unit]} {unit}"
+    return f"{count} B"
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command by itself."""
+    parser = argparse.ArgumentParser(prog="collectives bench", description=(__doc__ or "").split("\n")[0])
+    configure(parser)
+    try:
+        return run(parser.parse_args(words))
+    except LockstepError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_status
