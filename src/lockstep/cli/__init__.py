@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "train what a parameter file describes, and record it",
     "list": "the runs of the catalog, newest first",
     "show": "one run: what it was, how it went, what its ranks say",
+    "collectives": "how gradients travel: drawn, proven, costed",
 }
 
 

@@ -72,20 +72,20 @@ class Pattern:
         return np.maximum(clocks + self.out_seconds, begin + self.in_seconds) + self.add_seconds
 
 
-def simulate(collective: str, algorithm: str, payload_bytes: int, topology: Topology) -> Cost:
-    """Run the schedules of all ranks against the clock.
+def simulate(collective: str, algorithm: str, payload_bytes: int, topology: Topology, **options: int) -> Cost:
+    """Run the schedules of all ranks against the clock; ``options`` are those of ``make``.
 
     Raises UsageError for a pair that does not exist, and for one whose rounds are too many to read.
     """
     size = topology.world_size
-    first = make(collective, algorithm, 0, size, topology)
+    first = make(collective, algorithm, 0, size, topology, **options)
     phases = first.phases or (Phase(1),) * len(first.rounds)
     if sum(not phase.everyone for phase in phases) * size > MOST_ROUNDS_READ:
         raise UsageError(
             f"{collective} by {algorithm} on {size:,} ranks has {len(first.rounds):,} rounds, no two alike: "
             f"too many to simulate; take fewer ranks or another algorithm"
         )
-    schedules = [make(collective, algorithm, rank, size, topology) for rank in range(size)]
+    schedules = [make(collective, algorithm, rank, size, topology, **options) for rank in range(size)]
     clocks, sent, messages = np.zeros(size), np.zeros(size), np.zeros(size, np.int64)
     at = 0
     for phase in phases:

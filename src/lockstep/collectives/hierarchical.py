@@ -20,6 +20,7 @@ all_reduce  2 (k - 1) + 2 L       2 (k-1)/k S within the machine, and between ma
 ==========  ====================  ===================================================================
 """
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -74,11 +75,7 @@ def _within(
 def _between(rank: int, topology: Topology, number: int) -> Round:
     """A round of halving and doubling between the machines, for each lane that the rank holds."""
     machine, machines = topology.machine_of(rank), topology.machines
-    levels = halving_doubling.depth(machines)
-    if number < levels:
-        inner = halving_doubling.halving_round(machine, machines, number)
-    else:
-        inner = halving_doubling.doubling_round(machine, machines, number - levels)
+    inner = _between_machines(machine, machines, number)
     group = topology.ranks_of(machine)
     transfers = []
     for lane in _lanes(rank - group.start, len(group), topology):
@@ -87,6 +84,14 @@ def _between(rank: int, topology: Topology, number: int) -> Round:
             chunks = range(first + each.chunks.start, first + each.chunks.stop)
             transfers.append(Transfer(_holder(lane, each.peer, topology), chunks, each.kind))
     return tuple(transfers)
+
+
+@functools.lru_cache(maxsize=64)  # the ranks of a machine ask for the same in turn
+def _between_machines(machine: int, machines: int, number: int) -> Round:
+    levels = halving_doubling.depth(machines)
+    if number < levels:
+        return halving_doubling.halving_round(machine, machines, number)
+    return halving_doubling.doubling_round(machine, machines, number - levels)
 
 
 def _lanes(index: int, members: int, topology: Topology) -> range:

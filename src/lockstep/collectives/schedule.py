@@ -127,23 +127,34 @@ def chunk_bounds(elements: int, chunks: int) -> list[tuple[int, int]]:
 
 
 def make(
-    collective: str, algorithm: str, rank: int, world_size: int, topology: Topology | None = None
+    collective: str,
+    algorithm: str,
+    rank: int,
+    world_size: int,
+    topology: Topology | None = None,
+    **options: int,
 ) -> Schedule:
     """The schedule of one rank. Without a topology all ranks stand on one machine.
 
-    Raises UsageError for a pair that does not exist, or for a topology of another size.
+    ``options`` are the algorithm's own: ``pieces`` for the tree. Raises UsageError for a pair that does not
+    exist, for an option that the algorithm lacks, or for a topology of another size.
     """
-    where = _checked(collective, algorithm, rank, world_size, topology)
-    schedule: Schedule = _module(algorithm).schedule(collective, rank, where)
+    where = _checked(collective, algorithm, rank, world_size, topology, options)
+    schedule: Schedule = _module(algorithm).schedule(collective, rank, where, **options)
     return schedule
 
 
 def closed_form(
-    collective: str, algorithm: str, rank: int, world_size: int, topology: Topology | None = None
+    collective: str,
+    algorithm: str,
+    rank: int,
+    world_size: int,
+    topology: Topology | None = None,
+    **options: int,
 ) -> ClosedForm:
-    """What the algorithm claims for one rank; raises as ``make`` does."""
-    where = _checked(collective, algorithm, rank, world_size, topology)
-    form: ClosedForm = _module(algorithm).closed_form(collective, rank, where)
+    """What the algorithm claims for one rank; options and errors are those of ``make``."""
+    where = _checked(collective, algorithm, rank, world_size, topology, options)
+    form: ClosedForm = _module(algorithm).closed_form(collective, rank, where, **options)
     return form
 
 
@@ -152,7 +163,12 @@ def _module(algorithm: str) -> Any:
 
 
 def _checked(
-    collective: str, algorithm: str, rank: int, world_size: int, topology: Topology | None
+    collective: str,
+    algorithm: str,
+    rank: int,
+    world_size: int,
+    topology: Topology | None,
+    options: dict[str, int],
 ) -> Topology:
     if algorithm not in PAIRS:
         raise UsageError(f"there is no algorithm {algorithm!r}; there are: {', '.join(PAIRS)}")
@@ -167,4 +183,9 @@ def _checked(
         raise UsageError(f"rank {rank} of {world_size}: the ranks are 0 to world_size - 1")
     if topology is not None and topology.world_size != world_size:
         raise UsageError(f"the topology has {topology.world_size} ranks, the world {world_size}")
+    for name, value in options.items():
+        if algorithm != "tree" or name != "pieces" or value < 1:
+            raise UsageError(
+                f"{algorithm} takes no {name}={value}; only tree takes an option: pieces, at least 1"
+            )
     return topology or Topology.one_machine(world_size)

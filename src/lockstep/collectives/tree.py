@@ -41,49 +41,49 @@ class Place:
     depth: int
 
 
-def schedule(collective: str, rank: int, topology: Topology) -> Schedule:
-    """One rank's rounds. The buffer has ``PIECES`` chunks for each of the two trees."""
+def schedule(collective: str, rank: int, topology: Topology, pieces: int = PIECES) -> Schedule:
+    """One rank's rounds. The buffer has ``pieces`` chunks for each of the two trees."""
     size = topology.world_size
     if size == 1:
-        return Schedule(collective, "tree", size, rank, 2 * PIECES, ())
+        return Schedule(collective, "tree", size, rank, 2 * pieces, ())
     reducing = collective == "all_reduce"
     places = [_place(collective, rank, size, mirrored) for mirrored in (False, True)]
-    count = closed_form(collective, rank, topology).rounds
+    count = closed_form(collective, rank, topology, pieces).rounds
+    deepest = size.bit_length() - 1  # the level of the lowest leaves; the root's is 0
 
     def compute(number: int) -> Round:
         transfers: list[Transfer] = []
         for tree, place in enumerate(places):
-            first = tree * PIECES
+            first = tree * pieces
             if reducing:
-                deepest = size.bit_length() - 1
-                transfers += _up(place, number - deepest + place.depth, first)
-                transfers += _down(place, number - deepest - place.depth, first)
+                transfers += _up(place, number - deepest + place.depth, pieces, first)
+                transfers += _down(place, number - deepest - place.depth, pieces, first)
             else:
-                transfers += _down(place, number - place.depth, first)
+                transfers += _down(place, number - place.depth, pieces, first)
         # The messages of a pair of ranks stand in the order of their chunks on both sides.
         return tuple(sorted(transfers, key=lambda each: each.chunks.start))
 
-    return Schedule(collective, "tree", size, rank, 2 * PIECES, Rounds(count, compute))
+    return Schedule(collective, "tree", size, rank, 2 * pieces, Rounds(count, compute))
 
 
-def _up(place: Place, piece: int, first: int) -> list[Transfer]:
+def _up(place: Place, piece: int, pieces: int, first: int) -> list[Transfer]:
     """Send a piece to the parent while the children's next one arrives."""
     transfers = []
-    if place.parent is not None and 0 <= piece < PIECES:
+    if place.parent is not None and 0 <= piece < pieces:
         transfers.append(Transfer(place.parent, _chunk(first + piece), "send"))
-    if 0 <= piece + 1 < PIECES:
+    if 0 <= piece + 1 < pieces:
         transfers += [
             Transfer(child, _chunk(first + piece + 1), "receive_reduce") for child in place.children
         ]
     return transfers
 
 
-def _down(place: Place, piece: int, first: int) -> list[Transfer]:
+def _down(place: Place, piece: int, pieces: int, first: int) -> list[Transfer]:
     """Send a piece to the children while the parent's next one arrives."""
     transfers = []
-    if 0 <= piece < PIECES:
+    if 0 <= piece < pieces:
         transfers += [Transfer(child, _chunk(first + piece), "send") for child in place.children]
-    if place.parent is not None and 0 <= piece + 1 < PIECES:
+    if place.parent is not None and 0 <= piece + 1 < pieces:
         transfers.append(Transfer(place.parent, _chunk(first + piece + 1), "receive"))
     return transfers
 
@@ -150,7 +150,7 @@ def _rank_at(position: int, size: int, mirrored: bool) -> int:
     return size - position if size % 2 == 0 else (position - 2) % size
 
 
-def closed_form(collective: str, rank: int, topology: Topology) -> ClosedForm:
+def closed_form(collective: str, rank: int, topology: Topology, pieces: int = PIECES) -> ClosedForm:
     """The table above, for one rank."""
     size = topology.world_size
     if size == 1:
@@ -159,7 +159,7 @@ def closed_form(collective: str, rank: int, topology: Topology) -> ClosedForm:
     children = sum(len(place.children) for place in places)
     parents = sum(place.parent is not None for place in places)
     if collective == "broadcast":
-        rounds = (size - 1).bit_length() - 1 + PIECES
+        rounds = (size - 1).bit_length() - 1 + pieces
         return ClosedForm(rounds, Fraction(children, 2), Fraction(parents, 2))
     share = Fraction(children + parents, 2)
-    return ClosedForm(2 * (size.bit_length() - 1) + PIECES - 1, share, share)
+    return ClosedForm(2 * (size.bit_length() - 1) + pieces - 1, share, share)
