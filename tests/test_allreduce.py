@@ -88,48 +88,10 @@ def test_invariant_bits_survive_a_stop_in_an_epoch_and_another_world_size(server
     assert bits(rest) == bits(whole) == bits(part)
 
 
-UNUSED = """
-import torch
-from torch import nn
-
-class Odd(nn.Module):
-    \"\"\"A weight used twice, one never used, and one used only for some rows.\"\"\"
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.twice = nn.Linear(inputs, inputs)
-        self.never = nn.Linear(inputs, inputs)
-        self.sometimes = nn.Linear(inputs, inputs)
-        self.last = nn.Linear(inputs, outputs)
-    def forward(self, x):
-        x = self.twice(torch.relu(self.twice(x)))
-        rows = x[:, :1] > 0.6
-        if bool(rows.any()):
-            x = x + torch.where(rows, self.sometimes(x), torch.zeros_like(x))
-        return self.last(x)
-
-def odd(input_shape, num_classes):
-    return Odd(input_shape[0], num_classes)
-"""
-
-
 def test_weights_used_twice_never_or_by_some_ranks_are_treated_as_by_one_process(server, tmp_path):
-    (tmp_path / "odd_model.py").write_text(UNUSED)
-    words = ("model=odd_model:odd", "training.optimizer=adamw", "training.global_batch_size=6")
-    import sys
-
-    sys.path.insert(0, str(tmp_path))
-    server_of_its_own = type(server)()
-    try:
-        server_of_its_own.prepare("forkserver", tmp_path)
-        alone = train(
-            server_of_its_own, tmp_path, *words, "distributed.strategy=single", "distributed.world_size=1"
-        )
-        together = train(
-            server_of_its_own, tmp_path, *words, "distributed.strategy=allreduce", "distributed.world_size=3"
-        )
-    finally:
-        server_of_its_own.close()
-        sys.path.remove(str(tmp_path))
+    words = ("model=own_models:odd", "training.optimizer=adamw", "training.global_batch_size=6")
+    alone = train(server, tmp_path, *words, "distributed.strategy=single", "distributed.world_size=1")
+    together = train(server, tmp_path, *words, "distributed.strategy=allreduce", "distributed.world_size=3")
     assert largest_difference(alone, together) < 1e-10
 
 

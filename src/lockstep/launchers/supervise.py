@@ -21,6 +21,7 @@ START_SECONDS = (
 )
 LEAVE_SECONDS = 10.0  # for leaving the process group; everything is written by then
 TAIL_LINES = 20
+STACK_BEGINS = ("Fatal Python error", "Current thread 0x", "Thread 0x")
 
 
 @dataclass
@@ -73,9 +74,9 @@ def _is_done(watched: Watched, index: int) -> bool:
     return watched.board is not None and watched.board.phase(index) == "done"
 
 
-def end_group(watched: Watched) -> None:
-    """Give the others a moment to leave their own words, then end them."""
-    deadline = time.monotonic() + 0.3
+def end_group(watched: Watched, patience: float = 0.3) -> None:
+    """Give the others a moment to leave their own words, then end them; all have ended when it returns."""
+    deadline = time.monotonic() + patience
     while len(watched.exits) < len(watched.logs):
         if time.monotonic() > deadline:
             watched.server.kill_group()
@@ -152,8 +153,8 @@ def _described(watched: Watched, index: int, text: str, cause: str) -> RunFailed
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(max(watched.log_offsets[index], log.stat().st_size - 16384))
         lines = printable(file.read().decode(errors="replace")).splitlines()
-        # Where the interpreter itself crashed, its report begins with what happened and ends with small print.
-        crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+        # A stack that faulthandler wrote (a crash, or our question where it hangs) begins with what matters.
+        crash = next((i for i, line in enumerate(lines) if line.startswith(STACK_BEGINS)), None)
         tail = "\n".join(lines[-TAIL_LINES:] if crash is None else lines[max(crash - 3, 0) :][:TAIL_LINES])
     said = f"\nThe end of its log:\n{tail}" if tail.strip() else "\nIts log is empty."
     return _tagged(RunFailed(f"{text}{said}\nIts log: {log}", cause), index)
@@ -215,7 +216,7 @@ def raise_hang(watched: Watched, board: Board, phases: dict[int, str], limit: fl
         f"rank {rank}: step {progress[rank][0] + 1}, {phase}{' (stopped by a signal)' if rank in stopped else ''}"
         for rank, phase in phases.items()
     )
-    watched.server.kill_group()
+    end_group(watched, 0.0)
     raise _described(
         watched,
         culprit,

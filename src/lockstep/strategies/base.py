@@ -114,7 +114,7 @@ class Strategy:
             return Outcome(0.0, 0)
         with torch.no_grad():
             correct = int((logits.argmax(dim=1) == batch.labels).sum())
-        return Outcome(float(total) / batch.samples, correct)
+        return Outcome(float(total.detach()) / batch.samples, correct)
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass; what overlaps with it, overlaps here."""

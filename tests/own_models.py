@@ -1,0 +1,60 @@
+"""Models of a user's own, for tests: one that misbehaves, and one whose weights are used unevenly."""
+
+import os
+import time
+
+import torch
+from torch import nn
+
+
+class Faulty(nn.Module):
+    """Goes wrong at its 30th training pass on one rank."""
+
+    def __init__(self, inputs: int, outputs: int, kind: str, rank: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(inputs, outputs)
+        self.kind, self.rank, self.calls = kind, rank, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 30 and torch.distributed.get_rank() == self.rank:
+            if self.kind == "raise":
+                raise ValueError("the culprit's own words")
+            if self.kind == "segv":
+                os.kill(os.getpid(), 11)
+            if self.kind == "exit":
+                os._exit(7)
+            if self.kind == "nan":
+                return self.net(x) * float("nan")
+            if self.kind == "hang":
+                time.sleep(600)
+            if self.kind == "drift":
+                with torch.no_grad():
+                    self.net.bias += 1e-3
+        return self.net(x)
+
+
+def faulty(input_shape, num_classes, *, kind: str = "raise", rank: int = 1):
+    return Faulty(input_shape[0], num_classes, kind, rank)
+
+
+class Odd(nn.Module):
+    """A weight used twice, one never used, and one used only for some rows."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.twice = nn.Linear(inputs, inputs)
+        self.never = nn.Linear(inputs, inputs)
+        self.sometimes = nn.Linear(inputs, inputs)
+        self.last = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        x = self.twice(torch.relu(self.twice(x)))
+        rows = x[:, :1] > 0.6
+        if bool(rows.any()):
+            x = x + torch.where(rows, self.sometimes(x), torch.zeros_like(x))
+        return self.last(x)
+
+
+def odd(input_shape, num_classes):
+    return Odd(input_shape[0], num_classes)
