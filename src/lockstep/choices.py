@@ -13,7 +13,7 @@ from lockstep.strict_yaml import KeyPath
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
 
-Kind = Literal["datasets", "models", "strategies", "transports", "optimizers", "schedules"]
+Kind = Literal["datasets", "models", "strategies", "transports", "compressors", "optimizers", "schedules"]
 
 # Where something is chosen by name: what it is, and the name when nothing is said.
 CHOICES: dict[tuple[str, ...], tuple[Kind, str]] = {

@@ -217,6 +217,11 @@ def _conflicts(parameters: Parameters) -> list[Problem]:
         text = f"found {ranks}, allowed with the strategy single: 1"
         advice = "set distributed.world_size=1 or another distributed.strategy"
         problems.append(Problem(("distributed", "world_size"), f"{text}; {advice}"))
+    options = parameters.distributed.strategy.options
+    if options.get("reduction") == "invariant" and options.get("compressor") is not None:
+        text = f"found {options['compressor']['name']} beside reduction: invariant, which it contradicts"
+        path = ("distributed", "strategy", "compressor")
+        problems.append(Problem(path, f"{text}, allowed: null; or set reduction to fast"))
     if saved.every_epochs is not None and saved.every_steps is not None:
         text = f"found {saved.every_steps} beside checkpoint.every_epochs {saved.every_epochs}"
         advice = "set the other to null"

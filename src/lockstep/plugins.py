@@ -23,8 +23,8 @@ from lockstep.errors import MissingPackage, ParametersError
 from lockstep.files import printable
 
 ROOT = Path(__file__).parent
-KINDS = ("models", "datasets", "strategies", "transports")
-CLASSES = ("strategies", "transports")  # a file of these holds one public class, else a function
+KINDS = ("models", "datasets", "strategies", "transports", "compressors")
+CLASSES = ("strategies", "transports", "compressors")  # their files hold one public class, else a function
 REQUIRED = inspect.Parameter.empty  # the default of an option that has none
 
 # What an option may not be called: keys that stand beside it, and what the program itself passes by position.
@@ -33,6 +33,7 @@ _TAKEN = {
     "datasets": {"name", "validation_fraction", "test_fraction", "seed"},
     "strategies": {"name", "group"},
     "transports": {"name", "group"},
+    "compressors": {"name"},
 }
 _BUILTIN = (bool, int, float, str, list, dict)
 _NAMESPACE: dict[str, Any] = {kind.__name__: kind for kind in _BUILTIN} | {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import Schedule
+from lockstep.compressors.base import Compressor, Part
 from lockstep.transports.base import Transport
 
 
@@ -97,8 +98,14 @@ class Reducer:
     caller. An error in the thread is raised by ``finish``.
     """
 
-    def __init__(self, buckets: list[Bucket], transport: Transport, threaded: bool) -> None:
-        self._buckets, self._transport = buckets, transport
+    def __init__(
+        self,
+        buckets: list[Bucket],
+        transport: Transport,
+        threaded: bool,
+        compressor: Compressor | None = None,
+    ) -> None:
+        self._buckets, self._transport, self._compressor = buckets, transport, compressor
         self._next = 0
         self._step = 0
         self._queue: queue.SimpleQueue[Bucket | None] = queue.SimpleQueue()
@@ -135,7 +142,11 @@ class Reducer:
         bucket.complete()
         label = self._transport.label
         self._transport.label = type(label)(label.operation, bucket.number, self._step)
-        execute.run(bucket.schedule, self._transport, bucket.flat)
+        if self._compressor is None:
+            execute.run(bucket.schedule, self._transport, bucket.flat)
+            return
+        shapes = [view.shape for view in bucket.views]
+        self._compressor.reduce(Part(bucket.number, bucket.flat, shapes, bucket.schedule), self._transport)
 
     def _work(self) -> None:
         while (bucket := self._queue.get()) is not None:

@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from lockstep import plugins
 from lockstep.collectives.cost import choose
 from lockstep.collectives.schedule import Schedule, make
 from lockstep.collectives.topology import Topology
+from lockstep.compressors.base import Compressor
+from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies._buckets import Bucket, Reducer, cut
 from lockstep.strategies._invariant import Invariant
@@ -20,10 +23,11 @@ from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clo
 
 
 class AllReduce(Strategy):
-    """``algorithm`` and ``transport`` say how, ``bucket_mb`` how much at once.
+    """``algorithm`` and ``transport`` say how, ``bucket_mb`` how much at once, ``compressor`` how few bytes.
 
     ``reduction: invariant`` sums eight virtual shards in one fixed order, so that the bits are the same at any
-    world size; it computes each shard by itself, which costs small batches their efficiency.
+    world size; it computes each shard by itself, which costs small batches their efficiency. A compressor makes
+    the training another one than the single process', and what it has left over is dropped on resume.
     """
 
     def __init__(
@@ -35,10 +39,18 @@ class AllReduce(Strategy):
         bucket_mb: Annotated[float, Field(gt=0, le=4096)] = 25.0,
         overlap: bool = True,
         reduction: Literal["fast", "invariant"] = "fast",
+        compressor: Annotated[str | dict[str, Any] | None, Plugin("compressors")] = None,
     ) -> None:
         super().__init__(group)
         self.algorithm, self.overlap = algorithm, overlap
         self.bucket_bytes = round(bucket_mb * 1e6)
+        self.compressor = None if compressor is None else self._opened(compressor)
+        self.exact = self.compressor is None
+        if self.compressor is not None and reduction == "invariant":
+            raise RunFailed(
+                "distributed.strategy.compressor: reduction: invariant promises bits that a compressor changes; "
+                "set one of the two aside"
+            )
         self.transport = open_transport(group, transport)
         self.invariant = Invariant(group, self.transport) if reduction == "invariant" else None
         self.buckets: list[Bucket] = []
@@ -65,16 +77,29 @@ class AllReduce(Strategy):
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
         assert self.transport is not None
         self._reducer = Reducer(
-            self.buckets, self.transport, threaded=self.overlap and self.group.world_size > 1
+            self.buckets, self.transport, self.overlap and self.group.world_size > 1, self.compressor
         )
         return self.model
+
+    def _opened(self, chosen: str | dict[str, Any]) -> Compressor:
+        options = dict(chosen) if isinstance(chosen, dict) else {"name": chosen}
+        name = options.pop("name")
+        compressor: Compressor = plugins.load("compressors", name)(**options)
+        if compressor.direct and self.algorithm not in ("auto", "direct"):
+            raise RunFailed(
+                f"distributed.strategy.algorithm is {self.algorithm}: the compressor {name} exchanges directly, "
+                "so that codes need not be decoded on the way; allowed: auto, direct"
+            )
+        return compressor
 
     def schedule_for(self, flat: Tensor) -> Schedule:
         """The algorithm asked for, or the one that the cost model finds cheapest."""
         algorithm: str = self.algorithm
         if algorithm == "auto":
             assert self.transport is not None
-            if self.transport.all_reduce is not None:
+            if self.compressor is not None and self.compressor.direct:
+                algorithm, reason = "direct", "compressed gradients are decoded where they arrive"
+            elif self.transport.all_reduce is not None:
                 algorithm, reason = "direct", "the transport reduces in place, which no messages can better"
             else:
                 algorithm, reason = choose(
