@@ -1,8 +1,10 @@
 """`lockstep collectives show|prove|cost`."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from lockstep.cli import collectives, main
 from lockstep.collectives import prove
 from lockstep.collectives.schedule import PAIRS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*words):
@@ -44,6 +48,17 @@ def test_the_drawing_is_well_formed_and_has_an_arrow_for_each_message(algorithm,
     labels = [each for each in root.iter() if each.get("class") == "chunks"]
     assert len(labels) == sum(len(messages) for messages in rounds)
     assert "prefers-color-scheme: dark" in file.read_text()
+
+
+def test_the_drawings_in_the_documents_are_what_the_commands_beside_them_draw(tmp_path):
+    text = (ROOT / "docs" / "collectives.md").read_text()
+    commands = re.findall(r"^uv run lockstep collectives (show .*) --svg (\S+)$", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for words, path in commands:
+        assert run(*words.split(), "--svg", str(tmp_path / "drawing.svg")) == 0
+        assert (tmp_path / "drawing.svg").read_text() == (ROOT / path).read_text(), (
+            f"draw {path} again: {words}"
+        )
 
 
 def test_added_and_taken_differ_in_shape_and_not_only_in_colour(tmp_path):

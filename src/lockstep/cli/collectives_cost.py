@@ -139,12 +139,12 @@ def _details(costs: "list[Cost]") -> "Table":
 
 def _comparison(arguments: argparse.Namespace, costs: "list[list[Cost]]") -> "Table":
     from lockstep.catalog.text import Table
-    from lockstep.collectives.cost import in_seconds
+    from lockstep.collectives.cost import in_seconds, preference
 
     algorithms = _algorithms(arguments)
     rows = []
     for size, row in zip(arguments.world_size, costs, strict=True):
         times = {cost.algorithm: cost.seconds for cost in row}
         cells = [in_seconds(times[name]) if name in times else "-" for name in algorithms]
-        rows.append((f"{size:,}", *cells, min(times, key=times.__getitem__)))
+        rows.append((f"{size:,}", *cells, min(row, key=preference).algorithm))
     return Table(rows, ("ranks", *algorithms, "fastest"), frozenset(range(len(algorithms) + 1)))

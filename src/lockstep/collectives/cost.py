@@ -205,9 +205,7 @@ def choose(collective: str, payload_bytes: int, topology: Topology) -> tuple[str
         for algorithm, collectives in PAIRS.items()
         if collective in collectives and _sensible(collective, algorithm, topology)
     ]
-    # Equal up to rounding counts as equal: then fewer rounds win, as a round is also a chance to wait; then
-    # direct, for which a transport may have a way of its own.
-    costs.sort(key=lambda cost: (float(f"{cost.seconds:.6g}"), cost.rounds, cost.algorithm != "direct"))
+    costs.sort(key=preference)
     best, *others = costs
     reason = (
         f"{best.algorithm} is expected to take {in_seconds(best.seconds)} for {in_bytes(payload_bytes)} on "
@@ -215,6 +213,15 @@ def choose(collective: str, payload_bytes: int, topology: Topology) -> tuple[str
     )
     compared = ", ".join(f"{cost.algorithm} {in_seconds(cost.seconds)}" for cost in others)
     return best.algorithm, f"{reason}; {compared}" if compared else reason
+
+
+def preference(cost: Cost) -> tuple[float, int, bool]:
+    """The key to sort costs by, best first.
+
+    Equal up to rounding counts as equal: then fewer rounds win, as a round is also a chance to wait; then
+    direct, for which a transport may have a way of its own.
+    """
+    return float(f"{cost.seconds:.6g}"), cost.rounds, cost.algorithm != "direct"
 
 
 def _sensible(collective: str, algorithm: str, topology: Topology) -> bool:

@@ -1,7 +1,7 @@
 """Within each machine first, between machines next, within again: the slow links carry the least.
 
-All-reduce in three steps, as in "Horovod" (Sergeev and Del Balso, 2018) and MPICH's two-level collectives, with
-every rank of a machine busy between machines, as in BlueConnect (Cho et al., 2019, section 3):
+All-reduce in three steps, with every rank of a machine busy between machines, as in Cho et al., "BlueConnect:
+decomposing all-reduce for deep learning on heterogeneous network hierarchy", 2019, which has rings at every level:
 
 1. a ring reduce_scatter within each machine leaves every rank a share of the machine's sum;
 2. ranks that hold the same share on the machines all-reduce it by recursive halving and doubling;

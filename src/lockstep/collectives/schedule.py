@@ -112,8 +112,8 @@ class Schedule:
 class ClosedForm:
     """What an algorithm claims for one rank: its rounds, and what it sends and receives.
 
-    ``sent`` and ``received`` are shares of the buffer (Fraction(3, 2) = one and a half times its bytes), with
-    chunks counted as equal; the number of transfers' chunks is exact.
+    ``sent`` and ``received`` are shares of the buffer (Fraction(3, 2) = one and a half times its bytes), exact
+    where all chunks are equal.
     """
 
     rounds: int

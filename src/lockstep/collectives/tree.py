@@ -1,10 +1,11 @@
 """The double binary tree: two trees over the same ranks, each of which carries half of the buffer.
 
-Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", 2009, sections
-2 to 4; NCCL has used it since version 2.4. A rank that is inside one tree is a leaf of the other, so that no
-rank carries much more than another. Each half is cut into ``PIECES`` chunks that follow each other up the tree
-(reduce) and down again (broadcast), a level a round; sums of later chunks still go up while earlier ones come
-down.
+Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", 2009, the parts
+on broadcast and reduction; NCCL has used it since version 2.4. A rank that is inside one tree is a leaf of the
+other, so that no rank carries much more than another. Each half is cut into ``PIECES`` chunks that follow each
+other up the tree (reduce) and down again (broadcast), a level a round; sums of later chunks still go up while
+earlier ones come down. The paper also colours the edges, so that a rank sends at most one message in a step and
+receives one; here a rank moves its messages of both trees in one round, one after another.
 
 The trees are in order: rank p - 1 stands at place p, counted from 1, whose height is the number of its trailing
 zero bits. The second tree is the mirror of the first if N is even, and the first shifted by one rank if N is
