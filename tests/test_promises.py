@@ -111,6 +111,14 @@ def test_bad_input_gives_one_message_and_writes_nothing(command, tmp_path):
         assert not command.catalog.exists()
 
 
+def test_a_reader_that_leaves_the_pipe_does_not_end_the_training(command):
+    process = command.start("--run-id", "r", *JOB, "training.epochs=3")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert status.of(Run((command.catalog / "r").resolve())).word == "succeeded"
+
+
 def test_more_ranks_than_cores_is_a_warning_that_says_what_it_costs(command):
     output = command.run(
         "--run-id", "r", *JOB, "training.epochs=1", f"distributed.world_size={linux.cores() + 1}"

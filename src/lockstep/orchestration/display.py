@@ -1,10 +1,11 @@
 """What a person sees: which step runs, how far training is, a closing table. Plain lines where there is no terminal."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -28,12 +29,40 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+class _Forgiving:
+    """A stream whose reader may leave (`pipeline.py | head`): training goes on, and the rest is not shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop it where nobody reads any more."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, likewise; what could not be written must not be tried again at exit."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Display:
     """Writes to the standard output as it was when the command began: Runnable replaces it within steps."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(file=sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
-        self._errors = Console(file=sys.stderr, highlight=False, quiet=quiet, soft_wrap=True)
+        self.console = Console(
+            file=cast("TextIO", _Forgiving(sys.stdout)), highlight=False, quiet=quiet, soft_wrap=True
+        )
+        self._errors = Console(
+            file=cast("TextIO", _Forgiving(sys.stderr)), highlight=False, quiet=quiet, soft_wrap=True
+        )
         self._notes: list[str] = []
         self._live: Live | None = None
 
