@@ -32,7 +32,9 @@ _numbers = itertools.count()
 def train(server: Any, catalog: Path, *overrides: str, start: Path | None = None) -> Run:
     """A trained run, of the small parameters unless overridden."""
     own_model = any(word.startswith("model=") for word in overrides)  # which has no hidden_sizes
+    own_data = any(word.startswith("data=") for word in overrides)
     base = [word for word in SMALL if not (own_model and word.startswith("model."))]
+    base = [word for word in base if not (own_data and word.startswith("data"))]
     wanted = parameters.read(None, [*base, *overrides])
     run = claim(catalog, f"run-{next(_numbers)}")
     descriptor = status.hold(run)

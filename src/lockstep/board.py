@@ -7,7 +7,9 @@ aligned bytes with one writer, so that each is read whole; nothing is locked.
 Stopping after the same step needs no collective of its own. Rank 0 sees the request between two steps,
 after ``k`` of them, and writes ``stop_after = k + 1`` *before* it enters the collective of step k + 1. No
 rank can leave that collective without rank 0 having entered it, so whoever has finished step k + 1 finds
-the number there. That holds for every strategy in which a step of one rank waits for all the others.
+the number there. That holds for every strategy in which a step of one rank waits for all the others. Where the
+ranks wait for each other only every H steps, rank 0 writes the number of the next such step, for the same reason.
+Where they never do (an asynchronous parameter server), a server process writes it: see ``stop_beyond``.
 """
 
 import mmap
@@ -16,9 +18,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-PHASES = ("starting", "data", "compute", "apply", "validation", "checkpoint", "done")
+PHASES = ("starting", "data", "compute", "apply", "validation", "checkpoint", "done", "serving")
 
-_HEADER = ("world_size", "stop_requested", "stop_after", "total_steps", "steps_per_epoch")
+_HEADER = ("world_size", "servers", "stop_requested", "stop_after", "total_steps", "steps_per_epoch")
 _INTEGERS = (
     "step",
     "phase",
@@ -46,9 +48,9 @@ class Board:
         self.rank = rank
 
     @classmethod
-    def create(cls, path: Path, world_size: int) -> "Board":
-        """Make the file, all zeros, and open it."""
-        size = 8 * (len(_HEADER) + world_size * _SLOT)
+    def create(cls, path: Path, world_size: int, servers: int = 0) -> "Board":
+        """Make the file, all zeros, and open it. The slots of server processes follow those of the ranks."""
+        size = 8 * (len(_HEADER) + (world_size + servers) * _SLOT)
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -57,7 +59,8 @@ class Board:
             os.close(descriptor)
         board = cls(path)
         board.set_header("world_size", world_size)
-        for rank in range(world_size):
+        board.set_header("servers", servers)
+        for rank in range(world_size + servers):
             board._floats[board._at(rank, "launched")] = time.monotonic()
         return board
 
@@ -87,8 +90,13 @@ class Board:
 
     @property
     def world_size(self) -> int:
-        """The number of slots."""
+        """The number of ranks."""
         return self.header("world_size")
+
+    @property
+    def processes(self) -> int:
+        """The number of slots: ranks, then servers."""
+        return self.header("world_size") + self.header("servers")
 
     # What a rank writes.
 
@@ -106,11 +114,26 @@ class Board:
         else:
             self._floats[self._at(self.rank, field)] = value
 
-    def should_stop(self, step: int) -> bool:
-        """Whether to stop now that ``step`` steps are done; asked by every rank between two steps."""
-        if self.rank == 0 and self.header("stop_requested") and not self.header("stop_after"):
-            self.set_header("stop_after", step + 1)
+    def should_stop(self, step: int, steps_to_meeting: int | None = 1) -> bool:
+        """Whether to stop now that ``step`` steps are done; asked by every rank between two steps.
+
+        ``steps_to_meeting`` later every rank has waited for rank 0; None leaves the decision to a server.
+        """
+        if self.rank == 0 and steps_to_meeting is not None:
+            self._stop_after(step + steps_to_meeting)
         return 0 < self.header("stop_after") <= step
+
+    def stop_beyond(self, step: int) -> None:
+        """As a server that no rank passes unanswered: stop after ``step + 1``, where that is asked for.
+
+        ``step`` is the last step of the rank that is ahead of all. Called before that rank is answered, so no
+        rank can have begun a later step than ``step + 1``, and each sees the number with its next answer.
+        """
+        self._stop_after(step + 1)
+
+    def _stop_after(self, step: int) -> None:
+        if self.header("stop_requested") and not self.header("stop_after"):
+            self.set_header("stop_after", step)
 
     def post_digest(self, step: int, digest: int, turn: int) -> None:
         """Show this rank's fingerprint of the parameters after ``step``; ``turn`` alternates 0 and 1."""

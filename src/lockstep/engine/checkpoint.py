@@ -36,9 +36,11 @@ class Checkpoint:
         return int(self.meta["step"])
 
     def tensors(self) -> State:
-        """Model and optimizer, mapped from the files."""
+        """Model and optimizer, and what the strategy added, mapped from the files."""
         state: State = {}
-        for part in ("model", "optimizer"):
+        for part in ("model", "optimizer", "strategy"):
+            if part == "strategy" and not (self.path / f"{part}.safetensors").exists():
+                continue
             try:
                 with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
                     state[part] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -46,14 +46,18 @@ class Job:
 def train(job: Job, step: int) -> int:
     """Train from ``step`` updates done until the plan's end or until all ranks are asked to stop."""
     job.epoch_began = clock()
-    while step < job.steps and not job.board.should_stop(step):
+    while step < job.steps and not job.board.should_stop(step, job.strategy.steps_to_meeting(step)):
         take_step(job, step)
         step += 1
+        saving = checkpoint_due(job, step) or step == job.steps
+        if saving:
+            job.strategy.agree()  # before the validation: what is validated is what is saved
         if step % job.batches.steps_per_epoch == 0:
             end_epoch(job, step)
-        if checkpoint_due(job, step):
+        if saving:
             save(job, step)
     if job.saved_step != step:
+        job.strategy.agree()
         save(job, step)
     return step
 
@@ -104,7 +108,7 @@ def take_step(job: Job, done: int) -> None:
     )
     board.write("loss", outcome.loss)
     board.write("step", done + 1)
-    if digests:
+    if digests and strategy.replicated:
         job.watch.compare(done + 1, digests["parameter_digests"])  # type: ignore[arg-type]
 
 

@@ -72,6 +72,7 @@ class Strategy:
     """One rank of one way of training. Subclasses override what they share out."""
 
     exact = True  # equals the single process up to rounding
+    replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -140,9 +141,29 @@ class Strategy:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def steps_to_meeting(self, done: int) -> int | None:  # noqa: ARG002 - one step here, whichever it is
+        """After how many more steps every rank is sure to have waited for rank 0, ``done`` being done.
+
+        A request to stop takes effect there. None where a further process decides when to stop.
+        """
+        return 1
+
+    def agree(self) -> None:
+        """Bring all ranks to one state, before it is saved. Every rank calls it after the same step."""
+
     def describe(self) -> dict[str, Any]:
         """What it decided for itself, for the record."""
         return {}
+
+    def share_initial_weights(self, module: nn.Module) -> None:
+        """Rank 0's weights for all: the others contribute zeros to a sum."""
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                flat = tensor.detach().reshape(-1).clone()
+                if self.group.rank:
+                    flat.zero_()
+                self.total(flat)
+                tensor.detach().copy_(flat.view_as(tensor))
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, the same on each."""
@@ -152,7 +173,10 @@ class Strategy:
         return values
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """``model`` and ``optimizer``, whole, keyed by parameter name (optimizer: ``name/key``)."""
+        """``model`` and ``optimizer``, whole, keyed by parameter name (optimizer: ``name/key``).
+
+        A strategy may add ``strategy``: what it alone can use when it goes on, and all others do without.
+        """
         assert self.optimizer is not None
         slots = {
             f"{name}/{key}": value
