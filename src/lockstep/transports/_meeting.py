@@ -7,6 +7,7 @@ again. Whoever cannot is dropped without a word, and the others do not wait for 
 listens any more.
 """
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -96,19 +97,26 @@ class Meeting:
         return hmac.digest(self.secret, text, hashlib.sha256)
 
     def _connect(self, peer: int) -> None:
-        address = tuple(json.loads(self._read(str(peer), peer)))
-        connection = socket.create_connection(address, timeout=self._left())
-        self.sockets[peer] = connection
+        while peer not in self.sockets:
+            address = tuple(json.loads(self._read(str(peer), peer)))
+            try:
+                self.sockets[peer] = socket.create_connection(address, timeout=self._left())
+            except OSError:
+                self._pause(peer)  # an earlier process may have left the address
         try:
-            theirs = _exactly(connection, _NONCE_BYTES)
-            mine = secrets.token_bytes(_NONCE_BYTES)
-            proof = self._proof(b"connect", peer, self.rank, theirs, mine)
-            connection.sendall(_HELLO.pack(MAGIC, self.rank, mine, proof))
-            answer = _exactly(connection, _PROOF_BYTES)
+            self._introduce(self.sockets[peer], peer)
         except TimeoutError:
             raise self._failed(peer, f"did not answer within {self._seconds:g} s", "hang") from None
         except OSError as error:
             raise self._failed(peer, f"refused this rank, or died ({error})") from None
+
+    def _introduce(self, connection: socket.socket, peer: int) -> None:
+        """Prove to a peer that this rank belongs, and have it prove the same."""
+        theirs = _exactly(connection, _NONCE_BYTES)
+        mine = secrets.token_bytes(_NONCE_BYTES)
+        proof = self._proof(b"connect", peer, self.rank, theirs, mine)
+        connection.sendall(_HELLO.pack(MAGIC, self.rank, mine, proof))
+        answer = _exactly(connection, _PROOF_BYTES)
         if not hmac.compare_digest(answer, self._proof(b"accept", peer, self.rank, mine, theirs)):
             raise self._failed(peer, "could not prove that it belongs to this run")
 
@@ -159,7 +167,8 @@ class Meeting:
             expected = self._proof(b"connect", self.rank, rank, guest.nonce, nonce)
             wanted = self.rank < rank < self.size and rank not in self.sockets
             if magic == MAGIC and hmac.compare_digest(proof, expected) and wanted:
-                guest.connection.send(self._proof(b"accept", self.rank, rank, nonce, guest.nonce))
+                with contextlib.suppress(OSError):  # it died at once: whoever waits for it will find out
+                    guest.connection.send(self._proof(b"accept", self.rank, rank, nonce, guest.nonce))
                 self.sockets[rank] = guest.connection
                 return
         guest.connection.close()
