@@ -1,7 +1,8 @@
 """`lockstep collectives bench`: our all-reduce and gloo's own in turn, in one go, in the manner of nccl-tests.
 
 Every round of measurement goes through all candidates, so that whatever else the machine does meets them alike.
-A round's time is that of the slowest rank; the table shows the median and the least over the rounds.
+A round's time is that of the slowest rank; the table shows the median and the least over the rounds. Beside it
+stands what the cost model predicts from the transport's links, as they were measured just before.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from statistics import median
 from typing import Any
 
 from lockstep import plugins
+from lockstep.collectives.cost import simulate
 from lockstep.collectives.schedule import PAIRS
+from lockstep.collectives.topology import Link, Topology
 from lockstep.errors import LockstepError, RunFailed, UsageError
 from lockstep.launchers.client import Server, ended_on_exit
 from lockstep.linux import cores, require_linux
@@ -101,13 +104,23 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         server.start("lockstep.bench.ranks:main", [str(folder), order], order["ranks"])
         _until_all_ended(server, folder)
         seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(order["ranks"])]
+    links = {name: median_link([rank["links"][name] for rank in seen]) for name in seen[0]["links"]}
+    gamma = median(rank["gamma"] for rank in seen)
     return {
         "ranks": order["ranks"],
         "cores": cores(),
         "load": [load, os.getloadavg()[0]],
         "torch": seen[0]["torch"],
-        "rows": [_row(order, number, seen) for number in range(len(seen[0]["rows"]))],
+        "links": links,
+        "gamma_seconds_per_byte": gamma,
+        "rows": [_row(order, number, seen, links, gamma) for number in range(len(seen[0]["rows"]))],
     }
+
+
+def median_link(links: list[list[float]]) -> dict[str, float]:
+    """Alpha and beta over the ranks."""
+    names = ("alpha_seconds", "beta_seconds_per_byte")
+    return {name: median(link[number] for link in links) for number, name in enumerate(names)}
 
 
 def _until_all_ended(server: Server, folder: Path) -> None:
@@ -129,7 +142,9 @@ def _failure(folder: Path, rank: int, code: int) -> LockstepError:
     return RunFailed(f"rank {rank} of the benchmark ended with {code}", "signal", rank)
 
 
-def _row(order: dict[str, Any], number: int, seen: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    order: dict[str, Any], number: int, seen: list[dict[str, Any]], links: dict[str, Any], gamma: float
+) -> dict[str, Any]:
     """One candidate at one size, over all ranks."""
     rows = [rank["rows"][number] for rank in seen]
     slowest = [max(times) for times in zip(*(row["seconds"] for row in rows), strict=True)]
@@ -140,11 +155,17 @@ def _row(order: dict[str, Any], number: int, seen: list[dict[str, Any]]) -> dict
     if first["digest"]:
         same = len({digest for row in rows for digest in row["digest"]}) == 1
         check = "WRONG" if any(row["wrong"] for row in rows) else "ok" if same else "BITS DIFFER"
+    predicted = None
+    if first["algorithm"] and ranks > 1:
+        link = Link(**links[first["name"].split(" on ")[1]])
+        topology = Topology(ranks, ranks, link, link, gamma)
+        predicted = simulate("all_reduce", first["algorithm"], first["bytes"], topology).seconds
     return {
         "bytes": first["bytes"],
         "name": first["name"],
         "seconds": seconds,
         "least_seconds": min(slowest),
+        "predicted_seconds": predicted,
         "algbw_gb_per_second": algorithm_rate,
         "busbw_gb_per_second": algorithm_rate * 2 * (ranks - 1) / ranks,
         "wire_bytes": first["wire_bytes"],
@@ -154,8 +175,18 @@ def _row(order: dict[str, Any], number: int, seen: list[dict[str, Any]]) -> dict
 
 def table(result: dict[str, Any]) -> str:
     """The rows for a person. ``gloo / ours`` above 1 means that ours is faster."""
-    head = ("size", "all_reduce by", "time us", "least us", "algbw", "busbw GB/s", "gloo / ours", "check")
-    form = "{:>9}  {:<24}{:>11}{:>11}{:>9}{:>12}{:>13}  {}\n"
+    head = (
+        "size",
+        "all_reduce by",
+        "time us",
+        "least us",
+        "predicted",
+        "algbw",
+        "busbw GB/s",
+        "gloo / ours",
+        "check",
+    )
+    form = "{:>9}  {:<24}{:>11}{:>11}{:>11}{:>8}{:>12}{:>13}  {}\n"
     text = f"{result['ranks']} ranks on {result['cores']} cores, torch {result['torch']}, load "
     text += " to ".join(f"{load:.1f}" for load in result["load"]) + "\n\n" + form.format(*head)
     stock = {row["bytes"]: row["seconds"] for row in result["rows"] if row["name"] == GLOO}
@@ -166,12 +197,16 @@ def table(result: dict[str, Any]) -> str:
             row["name"],
             f"{row['seconds'] * 1e6:,.1f}",
             f"{row['least_seconds'] * 1e6:,.1f}",
+            f"{row['predicted_seconds'] * 1e6:,.1f}" if row["predicted_seconds"] else "",
             f"{row['algbw_gb_per_second']:.2f}",
             f"{row['busbw_gb_per_second']:.2f}",
             "" if row["name"] == GLOO else f"{ratio:.2f}",
             row["check"],
         )
-    return text
+    for name, link in result["links"].items():
+        rate = 1e-9 / link["beta_seconds_per_byte"] if link["beta_seconds_per_byte"] else float("inf")
+        text += f"\n{name}: alpha {link['alpha_seconds'] * 1e6:.1f} us, 1 / beta {rate:.2f} GB/s"
+    return text + f"\nadding: 1 / gamma {1e-9 / result['gamma_seconds_per_byte']:.2f} GB/s\n"
 
 
 def size_text(count: int) -> str:

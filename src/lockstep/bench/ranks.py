@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lockstep.transports.base import Transport
 
 _ROUND_BYTES = 16 << 20  # a round repeats small buffers until it has moved about that much,
 _MOST, _LEAST = 300, 3  # within these
+_SHORT, _LONG = 1, 1 << 20  # elements of the messages that a link is measured with
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Candidate:
     name: str
     reduce: Callable[[Tensor], object]
     transport: Transport | None = None
+    algorithm: str | None = None  # where it is a schedule's messages, which the cost model knows
     seconds: list[float] = field(default_factory=list)
     digest: list[str] = field(default_factory=list)
     wrong: bool = False
@@ -85,6 +88,8 @@ def work(rank: int, folder: Path, order: dict[str, Any]) -> dict[str, Any]:
         if name not in transports:
             group = Group(rank, ranks, folder / name, limit)
             transports[name] = plugins.load("transports", name)(group)
+    links = {name: link_of(each, order["rounds"]) for name, each in transports.items() if ranks > 1}
+    gamma = gamma_of(order["rounds"])
     rows = []
     for size in order["sizes"]:
         buffer = torch.zeros(size // 4)
@@ -102,7 +107,7 @@ def work(rank: int, folder: Path, order: dict[str, Any]) -> dict[str, Any]:
     for transport in reversed(transports.values()):
         dist.barrier()
         transport.close()
-    return {"torch": torch.__version__, "rows": rows}
+    return {"torch": torch.__version__, "links": links, "gamma": gamma, "rows": rows}
 
 
 def _ours(name: str, algorithm: str, rank: int, ranks: int, transport: Transport) -> Candidate:
@@ -111,7 +116,8 @@ def _ours(name: str, algorithm: str, rank: int, ranks: int, transport: Transport
     def reduce(buffer: Tensor) -> None:
         execute.run(schedule, transport, buffer)
 
-    return Candidate(f"{algorithm} on {name}", reduce, transport)
+    in_messages = algorithm != "direct" or transport.all_reduce is None
+    return Candidate(f"{algorithm} on {name}", reduce, transport, algorithm if in_messages else None)
 
 
 def copies(rank: int, ranks: int, like: Tensor) -> Callable[[Tensor], object]:
@@ -135,6 +141,35 @@ def copies(rank: int, ranks: int, like: Tensor) -> Callable[[Tensor], object]:
     return work
 
 
+def link_of(transport: Transport, rounds: int) -> list[float]:
+    """Alpha and beta of a transport: every rank sends to the next one and receives from the one before."""
+    times: dict[int, list[float]] = {_SHORT: [], _LONG: []}
+    following, before = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
+    for elements, repeats in ((_SHORT, 100), (_LONG, 3)):
+        outgoing, incoming = torch.zeros(elements), torch.zeros(elements)
+        for _ in range(rounds):
+            dist.barrier()
+            began = time.perf_counter()
+            for _ in range(repeats):
+                sending = transport.send(outgoing, following)
+                transport.recv(incoming, before).wait()
+                sending.wait()
+            times[elements].append((time.perf_counter() - began) / repeats)
+    short, long = median(times[_SHORT]), median(times[_LONG])
+    return [short, max(long - short, 0.0) / (4 * (_LONG - _SHORT))]
+
+
+def gamma_of(rounds: int) -> float:
+    """Seconds to add a byte, by all ranks at once."""
+    total, more, times = torch.zeros(_LONG), torch.ones(_LONG), []
+    for _ in range(rounds):
+        dist.barrier()
+        began = time.perf_counter()
+        total.add_(more)
+        times.append(time.perf_counter() - began)
+    return median(times) / (4 * _LONG)
+
+
 def _sum(parts: list[Tensor]) -> Tensor:
     total = parts[0].double()
     for part in parts[1:]:
@@ -143,5 +178,5 @@ def _sum(parts: list[Tensor]) -> Tensor:
 
 
 def _seen(candidate: Candidate, size: int) -> dict[str, Any]:
-    names = ("name", "seconds", "digest", "wrong", "wire_bytes")
+    names = ("name", "algorithm", "seconds", "digest", "wrong", "wire_bytes")
     return {"bytes": size} | {name: getattr(candidate, name) for name in names}

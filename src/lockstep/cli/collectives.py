@@ -8,6 +8,7 @@ SUBCOMMANDS = {
     "show": "draw who sends which chunk to whom, round by round",
     "prove": "show by symbolic execution that every algorithm is right at every world size",
     "cost": "what collectives would take on a cluster, by the alpha-beta-gamma model",
+    "bench": "measure our all-reduce and gloo's own in turn, on processes of this machine",
 }
 """Each is a module of its own, ``collectives_<name>``, with ``configure`` and ``run`` as a command has."""
 
