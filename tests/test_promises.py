@@ -128,12 +128,11 @@ def test_more_ranks_than_cores_is_a_warning_that_says_what_it_costs(command):
 
 def test_a_missing_optional_package_names_the_extra(command, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Blocker:\n"
-        "    def find_spec(self, name, *rest):\n"
-        "        if name.split('.')[0] == 'sklearn':\n"
-        "            raise ModuleNotFoundError(\"No module named 'sklearn'\", name=name)\n"
-        "sys.meta_path.insert(0, Blocker())\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "def without(name, path=None, target=None):\n"
+        "    return None if name.split('.')[0] == 'sklearn' else find(name, path, target)\n"
+        "PathFinder.find_spec = without\n"
     )
     output = command.run("--run-id", "r", status=1, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert "uv sync --extra digits" in output

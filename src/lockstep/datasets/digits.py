@@ -3,7 +3,11 @@
 Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (1998).
 """
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.datasets import Source
 from lockstep.plugins import require
@@ -13,9 +17,22 @@ LARGEST_PIXEL = 16.0
 
 def digits(seed: int, test_fraction: float) -> Source:  # noqa: ARG001 - the split is the caller's
     """Pixels scaled to 0..1, as (samples, 8, 8)."""
-    datasets = require(
-        "sklearn.datasets", package="scikit-learn", extra="digits", wanted_by="data.name: digits"
-    )
-    bunch = datasets.load_digits()
-    features = (bunch.images / LARGEST_PIXEL).astype(np.float32)
-    return Source(features, bunch.target.astype(np.int64), [str(digit) for digit in range(10)])
+    table = _table()
+    features = (table[:, :-1] / LARGEST_PIXEL).astype(np.float32).reshape(-1, 8, 8)
+    return Source(features, table[:, -1].astype(np.int64), [str(digit) for digit in range(10)])
+
+
+def _table() -> NDArray[np.float64]:
+    """(1797, 65): 64 pixels and the digit.
+
+    scikit-learn's own file is read where it lies, because importing the package to have it read costs 2 s;
+    where a version keeps it elsewhere, its loader is asked.
+    """
+    found = find_spec("sklearn")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    wanted_by = "data.name: digits"
+    bunch = require("sklearn.datasets", "scikit-learn", "digits", wanted_by).load_digits()
+    return np.column_stack([bunch.data, bunch.target]).astype(np.float64)

@@ -5,6 +5,7 @@ SHA-256) last, fsync the folder, rename, fsync the parent, and read it all back.
 """
 
 import errno
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lockstep.catalog.seal import verify_folder, write_manifest
 from lockstep.errors import CorruptRecord, RunFailed
-from lockstep.files import fsync_folder, read_json, write_json
+from lockstep.files import fsync_folder, read_json
 
 FORMAT = 1
 State = dict[str, dict[str, Tensor]]
@@ -65,7 +66,8 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     try:
         for part, tensors in state.items():
             save_file(_storable(tensors), temporary / f"{part}.safetensors")
-        write_json(temporary / "state.json", {"format": FORMAT, **meta})
+        text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
+        (temporary / "state.json").write_text(text + "\n")  # made durable with the others, by the manifest
         temporary.chmod(0o755)
         write_manifest(temporary)
         temporary.rename(target)

@@ -70,10 +70,10 @@ def aggregate(run: Run) -> dict[str, Any]:
 
 
 def training(ranks: list[RankMetrics], parameters: Parameters) -> dict[str, Any]:
-    """The run as a whole. A step lasts as long as its slowest rank."""
+    """The run as a whole: the time in the step loop is that of the rank that spent most in it."""
     steps = sorted(set.intersection(*(set(rank.steps) for rank in ranks)))
     samples = sum(int(rank.sum("samples")) for rank in ranks)
-    seconds = sum(max(rank.steps[step]["step_seconds"] for rank in ranks) for step in steps)
+    seconds = max(rank.sum("step_seconds") for rank in ranks)
     total = sum(rank.sum("step_seconds") for rank in ranks)
     return {
         "first_step": steps[0],
