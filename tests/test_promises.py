@@ -132,7 +132,7 @@ def test_a_missing_optional_package_names_the_extra(command, tmp_path):
         "find = PathFinder.find_spec\n"
         "def without(name, path=None, target=None):\n"
         "    return None if name.split('.')[0] == 'sklearn' else find(name, path, target)\n"
-        "PathFinder.find_spec = without\n"
+        "PathFinder.find_spec = staticmethod(without)\n"
     )
     output = command.run("--run-id", "r", status=1, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert "uv sync --extra digits" in output
