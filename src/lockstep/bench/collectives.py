@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lockstep import plugins
-from lockstep.collectives.cost import simulate
 from lockstep.collectives.schedule import PAIRS
 from lockstep.collectives.topology import Link, Topology
 from lockstep.errors import LockstepError, RunFailed, UsageError
@@ -36,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sizes", default="4KB,64KB,1MB,4MB,32MB", help="of the buffer, fp32; default: %(default)s"
     )
     parser.add_argument(
-        "--transports", default="shm,tcp", help=f"of {', '.join(plugins.names('transports'))}"
+        "--transports", default="shm,tcp", help="default: %(default)s; also gloo, point to point"
     )
     parser.add_argument("--algorithms", default="direct,ring", help=f"of {', '.join(algorithms)}")
     parser.add_argument("--rounds", type=int, default=9, help="of measurement; default: 9")
@@ -58,6 +56,8 @@ def order_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the ranks are to do. Raises UsageError."""
     if arguments.ranks < 1 or arguments.rounds < 1:
         raise UsageError("--ranks and --rounds are at least 1")
+    from lockstep import plugins  # and pydantic with it, which the help does not need
+
     known = [name for name in plugins.names("transports") if name != "queue"]  # joins threads, not processes
     pairs = [
         (transport, algorithm)
@@ -157,6 +157,8 @@ def _row(
         check = "WRONG" if any(row["wrong"] for row in rows) else "ok" if same else "BITS DIFFER"
     predicted = None
     if first["algorithm"] and ranks > 1:
+        from lockstep.collectives.cost import simulate  # and numpy
+
         link = Link(**links[first["name"].split(" on ")[1]])
         topology = Topology(ranks, ranks, link, link, gamma)
         predicted = simulate("all_reduce", first["algorithm"], first["bytes"], topology).seconds

@@ -10,11 +10,11 @@ from lockstep.transports.base import Label, Transport
 
 _SPINS = 200  # looks without giving way: about 20 microseconds
 _YIELD_SECONDS = 0.002  # then giving way to whoever else is ready
-_SLEEP_SECONDS = 0.0002  # then sleeping
+_SLEEP_SHARE, _LONGEST_SLEEP = 0.05, 0.001  # then sleeping, for a share of what has been waited already
 _LOOK_SECONDS = 0.05  # how often it is asked whether the peer lives
 
 # Through ctypes, since os.sched_yield keeps other threads of this process waiting before Python 3.12.
-_give_way = ctypes.CDLL(None).sched_yield
+give_way = ctypes.CDLL(None).sched_yield
 
 
 class Waiting:
@@ -39,9 +39,9 @@ class Waiting:
                     raise self._transport.timed_out(peer, label, "nothing arrived from")
                 looked = now
             if now - began < _YIELD_SECONDS:
-                _give_way()
+                give_way()
             else:
-                time.sleep(_SLEEP_SECONDS)
+                time.sleep(min((now - began) * _SLEEP_SHARE, _LONGEST_SLEEP))
 
     def _look(self, done: Callable[[], bool], peer: int, label: Label) -> None:
         """Whether the peer, or anybody whom it may be waiting for, is no longer there."""
