@@ -53,6 +53,7 @@ class RunFailed(LockstepError):
         super().__init__(message)
         self.cause = cause
         self.rank = rank
+        self.server: int | None = None  # where a server process of the strategy failed, its number
 
 
 class Interrupted(KeyboardInterrupt):

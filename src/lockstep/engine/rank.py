@@ -29,13 +29,22 @@ from lockstep.files import read_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, read
 from lockstep.strategies.base import Group, Strategy, key
+from lockstep.transports.base import TransportError
 
 LONGEST_WORDS = 65_536  # bytes
 
 
 def main(index: int, run_path: str, attempt: int, parent_pid: int) -> None:
-    """Train as rank ``index``. Whatever goes wrong is left in a file for the launcher; the exit status is 1."""
+    """Train as rank ``index``, or serve where it is beyond the ranks.
+
+    Whatever goes wrong is left in a file for the launcher; the exit status is 1.
+    """
     run = Run(Path(run_path))
+    if index >= read_json(run.plan)["world_size"]:
+        from lockstep.engine import serving  # which needs what is here
+
+        serving.main(index, run, attempt, parent_pid)
+        return
     with launched(run, index, run.rank_log(index), parent_pid), Board(run.live / "board", index) as board:
         parameters = read(run.parameters, [])
         plan = read_json(run.plan)
@@ -89,6 +98,7 @@ def _leave_word(run: Run, index: int, descriptor: int, error: BaseException) -> 
         "cause": getattr(error, "cause", "exception"),
         "message": _middle_out(message, LONGEST_WORDS // 8),
         "expected": expected,
+        "echo": isinstance(error, TransportError) and error.is_echo,
         "errno": getattr(error, "errno", None),
         "traceback": _middle_out(traceback.format_exc(), LONGEST_WORDS // 4),
     }

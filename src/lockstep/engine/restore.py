@@ -1,16 +1,20 @@
 """Taking up a run where it was left, and handing the finished model to the ecosystem."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 import torch
 
+from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
-from lockstep.engine.checkpoint import Checkpoint
+from lockstep.engine.checkpoint import Checkpoint, State
 from lockstep.engine.loop import Job
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.errors import RunFailed
 from lockstep.files import fsync_folder, temporary_beside, write_json
+from lockstep.parameters import Parameters
 
 PASSED_OVER = "passed-over.json"  # in the live folder: damaged checkpoints, for the pipeline to tell
 
@@ -20,43 +24,59 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def starting_point(run: Run, steps_per_epoch: int) -> tuple[Checkpoint | None, int, list[str]]:
+    """The newest checkpoint that verifies, this run's own or its parent's; the updates done; what was passed over."""
+    found, passed_over = checkpoint.newest(run.checkpoints)
+    if found is not None:
+        return found, found.step, passed_over
+    if not (run.start / "state.json").exists():
+        return None, 0, passed_over
+    parent = checkpoint.open_verified(run.start)
+    epochs, left_over = divmod(parent.step, int(parent.meta["steps_per_epoch"]))
+    if parent.meta["steps_per_epoch"] == steps_per_epoch:
+        return parent, parent.step, passed_over
+    assert not left_over, "the orchestration refuses this before a run is made"
+    return parent, epochs * steps_per_epoch, passed_over
+
+
 def restore(job: Job) -> int:
-    """Load the newest checkpoint that verifies, this run's own or its parent's; returns the updates done."""
-    found, passed_over = checkpoint.newest(job.run.checkpoints)
+    """Load what ``starting_point`` finds; returns the updates done."""
+    found, step, passed_over = starting_point(job.run, job.batches.steps_per_epoch)
     if passed_over and job.rank == 0:
         write_json(job.run.live / PASSED_OVER, passed_over)
-    if found is not None:
-        load(job, found)
+    if found is None:
+        return 0
+    with fitting(found):
+        job.strategy.load(state_of(found, job.parameters))
+    if found.path.parent == job.run.checkpoints:
         job.best = found.meta["best"]
         job.saved_step = found.step
         say(f"continuing from {found.path.name}")
-        return found.step
-    if not (job.run.start / "state.json").exists():
-        return 0
-    parent = checkpoint.open_verified(job.run.start)
-    load(job, parent)
-    say(f"starting from {parent.meta['made_by']['run_id']}, step {parent.step}")
-    epochs, left_over = divmod(parent.step, int(parent.meta["steps_per_epoch"]))
-    if parent.meta["steps_per_epoch"] == job.batches.steps_per_epoch:
-        return parent.step
-    assert not left_over, "the orchestration refuses this before a run is made"
-    return epochs * job.batches.steps_per_epoch
+    else:
+        say(f"starting from {found.meta['made_by']['run_id']}, step {found.step}")
+    return step
 
 
-def load(job: Job, found: Checkpoint) -> None:
-    """Weights always; the optimizer's state where it is the same optimizer."""
+def state_of(found: Checkpoint, parameters: Parameters) -> State:
+    """Weights always, in the run's precision; the optimizer's state where it is the same optimizer."""
     state = found.tensors()
-    if found.meta["optimizer"]["name"] != job.parameters.training.optimizer.name:
+    if found.meta["optimizer"]["name"] != parameters.training.optimizer.name:
         say(f"the checkpoint's optimizer was {found.meta['optimizer']['name']}: the new one starts afresh")
         state["optimizer"] = {}
-    precision = PRECISIONS[job.parameters.training.precision]
+    precision = PRECISIONS[parameters.training.precision]
     for part in state.values():
         for name, tensor in part.items():
             # Adam keeps its step count in fp32 whatever the weights are, so scalars stay as they are.
             if tensor.is_floating_point() and tensor.dim():
                 part[name] = tensor.to(precision)
+    return state
+
+
+@contextlib.contextmanager
+def fitting(found: Checkpoint) -> Iterator[None]:
+    """Say in words that a checkpoint is of another model."""
     try:
-        job.strategy.load(state)
+        yield
     except RuntimeError as error:
         raise RunFailed(f"the checkpoint {found.path.name} does not fit the model: {error}") from None
 

@@ -120,6 +120,8 @@ def _words(run: Run) -> list[dict[str, Any]]:
 def _is_echo(word: dict[str, Any]) -> bool:
     """Whether an error only says that somebody else is gone."""
     text = word["traceback"]
+    if word.get("echo"):
+        return True
     return not word["expected"] and ("gloo" in text or "Connection" in text or "torch.distributed" in text)
 
 
@@ -128,14 +130,10 @@ def _raised(watched: Watched, word: dict[str, Any]) -> RunFailed:
     if word["errno"] == 28:
         cause = "disk full"
     if word["expected"]:
-        return _tagged(RunFailed(word["message"], cause), index)
+        return _tagged(watched, RunFailed(word["message"], cause), index)
     where = f"{_name(watched, index)} raised {word['message']}{_at(watched, index)}"
-    return _tagged(
-        RunFailed(
-            f"{where}\n\n{printable(word['traceback']).rstrip()}\n\nIts log: {watched.logs[index]}", cause
-        ),
-        index,
-    )
+    text = f"{where}\n\n{printable(word['traceback']).rstrip()}\n\nIts log: {watched.logs[index]}"
+    return _tagged(watched, RunFailed(text, cause), index)
 
 
 def _killed(watched: Watched, index: int, number: int, out_of_memory: bool) -> RunFailed:
@@ -157,16 +155,26 @@ def _described(watched: Watched, index: int, text: str, cause: str) -> RunFailed
         crash = next((i for i, line in enumerate(lines) if line.startswith(STACK_BEGINS)), None)
         tail = "\n".join(lines[-TAIL_LINES:] if crash is None else lines[max(crash - 3, 0) :][:TAIL_LINES])
     said = f"\nThe end of its log:\n{tail}" if tail.strip() else "\nIts log is empty."
-    return _tagged(RunFailed(f"{text}{said}\nIts log: {log}", cause), index)
+    return _tagged(watched, RunFailed(f"{text}{said}\nIts log: {log}", cause), index)
 
 
-def _tagged(error: RunFailed, index: int) -> RunFailed:
-    error.rank = index
+def _tagged(watched: Watched, error: RunFailed, index: int) -> RunFailed:
+    server = _server(watched, index)
+    error.rank, error.server = (index, None) if server is None else (None, server)
     return error
 
 
+def _server(watched: Watched, index: int) -> int | None:
+    """The number of a server process; they come after the ranks."""
+    ranks = watched.board.world_size if watched.board is not None else index + 1
+    return index - ranks if index >= ranks else None
+
+
 def _name(watched: Watched, index: int) -> str:
-    return f"rank {index}" if watched.board is not None else watched.logs[index].stem
+    if watched.board is None:
+        return watched.logs[index].stem
+    server = _server(watched, index)
+    return f"rank {index}" if server is None else f"server {server}"
 
 
 def _at(watched: Watched, index: int) -> str:
@@ -180,13 +188,13 @@ def _at(watched: Watched, index: int) -> str:
 def check_lives(watched: Watched, board: Board) -> None:
     """RunFailed when no rank has moved for the timeout: the ones that are behind are named."""
     now = time.monotonic()
-    beats = [board.integer(rank, "beats") for rank in range(board.world_size)]
+    beats = [board.integer(rank, "beats") for rank in range(board.processes)]
     if not watched.lives:
         watched.lives = [(beat, now) for beat in beats]
     for rank, beat in enumerate(beats):
         if beat != watched.lives[rank][0]:
             watched.lives[rank] = (beat, now)
-    still = [rank for rank in range(board.world_size) if rank not in watched.exits]
+    still = [rank for rank in range(board.processes) if rank not in watched.exits]
     if not still:
         return
     phases = {rank: board.phase(rank) for rank in still}
@@ -207,20 +215,23 @@ def raise_hang(watched: Watched, board: Board, phases: dict[int, str], limit: fl
             os.kill(pid, signal.SIGUSR1)
     time.sleep(0.3)
     progress = {rank: (board.integer(rank, "step"), board.integer(rank, "beats")) for rank in phases}
-    behind = [rank for rank in phases if progress[rank] == min(progress.values())]
+    # A server only answers: unless it is stopped, it waits for a rank.
+    ranks = [rank for rank in phases if _server(watched, rank) is None] or list(phases)
+    behind = [rank for rank in ranks if progress[rank] == min(progress[other] for other in ranks)]
     culprit = next((rank for rank in behind if phases[rank] != "compute"), behind[0])
     stopped = [rank for rank in phases if _state(watched.pids[rank]) in ("T", "t")]
     if stopped:
         culprit = stopped[0]
     steps = ", ".join(
-        f"rank {rank}: step {progress[rank][0] + 1}, {phase}{' (stopped by a signal)' if rank in stopped else ''}"
+        f"{_name(watched, rank)}: step {progress[rank][0] + 1}, {phase}"
+        + (" (stopped by a signal)" if rank in stopped else "")
         for rank, phase in phases.items()
     )
     end_group(watched, 0.0)
     raise _described(
         watched,
         culprit,
-        f"no rank has moved for {limit:g} s (distributed.timeout_seconds), and rank {culprit} is the one "
+        f"no rank has moved for {limit:g} s (distributed.timeout_seconds), and {_name(watched, culprit)} is the one "
         f"the others wait for; {steps}. In the phase compute a rank takes part in the gradients' all-reduce",
         "hang",
     )

@@ -30,6 +30,8 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
         "cores": available,
         "device": "cpu",
         "strategy": {"name": strategy.name, **strategy.options},
+        # Processes beside the ranks: a strategy that has some has an option of this name.
+        "servers": strategy.options.get("servers", 0),
         "backend": options.backend,
         "start_method": options.start_method,
         "rendezvous": "file",

@@ -9,7 +9,7 @@ from lockstep.board import Board
 from lockstep.errors import Interrupted, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, supervise
-from lockstep.orchestration import aggregate, plan, prepare
+from lockstep.orchestration import aggregate, plan, prepare, servers
 from lockstep.orchestration.session import Session, current
 from lockstep.parameters import Parameters, from_value
 
@@ -75,17 +75,17 @@ def train(distributed: dict[str, Any]) -> int:
     session, run = current(), current().run
     prepare.verify(run)
     decided = read_json(run.plan)
-    plan.clear_leftovers(run)
-    ranks = decided["world_size"]
-    server = session.ranks_server(distributed["start_method"])
-    with Board.create(run.live / "board", ranks) as board:
-        board.set_header("total_steps", decided["steps"])
-        logs = [run.rank_log(rank) for rank in range(ranks)]
-        watched = Watched(run, server, logs, board, distributed["timeout_seconds"])
-        server.start("lockstep.engine.rank:main", [str(run.path), session.attempt], ranks)
-        with session.display.training(board, decided) as tick:
-            _watch(session, watched, board, tick)
-        done = board.integer(0, "step")
+    left = decided["strategy"].get("restarts", 0) if decided.get("servers", 0) else 0
+    while True:
+        try:
+            done = _train_once(session, decided, distributed)
+            break
+        except RunFailed as error:
+            if error.server is None or error.cause != "signal" or not left or session.stop_signal:
+                raise
+            left -= 1
+            what = str(error).partition("\n")[0]
+            session.warn(f"{what}. It is started again from the last checkpoint, and the ranks go back to it")
     for message in plan.passed_over(run):
         session.warn(message)
     if session.stop_signal:
@@ -93,6 +93,22 @@ def train(distributed: dict[str, Any]) -> int:
     if done < decided["steps"]:
         raise RunFailed(f"the ranks ended after step {done} of {decided['steps']} without a word")
     return done
+
+
+def _train_once(session: Session, decided: dict[str, Any], distributed: dict[str, Any]) -> int:
+    """Start all processes of the plan, and return the steps done when they have ended."""
+    run, ranks, more = session.run, decided["world_size"], decided.get("servers", 0)
+    plan.clear_leftovers(run)
+    server = session.ranks_server(distributed["start_method"])
+    with Board.create(run.live / "board", ranks, more) as board:
+        board.set_header("total_steps", decided["steps"])
+        logs = [run.rank_log(rank) for rank in range(ranks)]
+        logs += [run.logs / f"server-{number}.log" for number in range(more)]
+        watched = Watched(run, server, logs, board, distributed["timeout_seconds"])
+        server.start("lockstep.engine.rank:main", [str(run.path), session.attempt], ranks + more)
+        with session.display.training(board, decided) as tick:
+            _watch(session, watched, board, tick)
+        return board.integer(0, "step")
 
 
 def _watch(session: Session, watched: Watched, board: Board, tick: Callable[[], None]) -> None:
@@ -113,6 +129,9 @@ def aggregate_metrics() -> float:
     """One picture of the ranks' metrics, weighted by samples."""
     session = current()
     results = aggregate.aggregate(session.run)
+    if found := servers.summary(session.run):
+        results["servers"] = found
+        session.display.say(servers.in_words(found))
     write_json(session.run.results, results)
     return float(results["training"]["samples_per_second"] or 0.0)
 

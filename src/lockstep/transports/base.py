@@ -78,6 +78,11 @@ class TransportError(RunFailed):
         self.label = label
         self.field = field
 
+    @property
+    def is_echo(self) -> bool:
+        """Whether it only says that somebody else is gone, who has the cause."""
+        return self.field is None and self.cause != "hang"
+
 
 class Pending(Protocol):
     """A message under way."""
