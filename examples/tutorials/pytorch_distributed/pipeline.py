@@ -121,6 +121,8 @@ def made(run: Run) -> Iterator[str]:
     for name, purpose in FILES.items():
         if (run.path / name).exists():
             yield f"  {name:<35}{purpose}"
+    for path in sorted(run.path.glob("*.attempt-*")):
+        yield f"  {path.name:<35}the same of one attempt, where there were several"
 
 
 if __name__ == "__main__":
