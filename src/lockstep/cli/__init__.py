@@ -3,11 +3,10 @@
 import argparse
 import importlib
 import sys
-import time
 from collections.abc import Sequence
 
 from lockstep import __version__
-from lockstep.errors import Interrupted, LockstepError
+from lockstep.cli.guard import guarded
 
 COMMANDS = {
     "run": "train what a parameter file describes, and record it",
@@ -19,9 +18,17 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
-    began = time.monotonic()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="lockstep", description=(__doc__ or "").split(".")[0])
+    if words[:1] == [
+        "run"
+    ]:  # a parser of its own: argparse mixes options and KEY=VALUE only without subcommands
+        from lockstep.cli.run import LOCKSTEP, program
+
+        return program(LOCKSTEP, COMMANDS["run"], "lockstep run", words[1:])
+    parser = argparse.ArgumentParser(
+        prog="lockstep",
+        description="Train PyTorch models across processes, and keep records that can be trusted.",
+    )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if word in COMMANDS), None)
@@ -30,18 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == chosen:
             importlib.import_module(f"lockstep.cli.{name}").configure(subparser)
     parsed = parser.parse_args(words)
-    parsed.began = began
-    try:
-        return int(importlib.import_module(f"lockstep.cli.{parsed.command}").run(parsed))
-    except LockstepError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_status
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone: nobody is left to tell
-            sys.stderr.close()
-            return 0
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)  # noqa: T201
-        return 1
-    except KeyboardInterrupt:
-        return Interrupted.exit_status
+    return guarded(lambda: int(importlib.import_module(f"lockstep.cli.{parsed.command}").run(parsed)))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lockstep.catalog.run import CATALOG, Run, project_root
-from lockstep.errors import Interrupted, LockstepError, UsageError
+from lockstep.cli.guard import guarded
+from lockstep.errors import UsageError
 from lockstep.linux import require_linux
 
 if TYPE_CHECKING:  # pydantic comes with it, and nothing is imported before the fork server has started
@@ -36,20 +37,16 @@ class Face:
 LOCKSTEP = Face()
 
 
-def program(face: Face, description: str | None = None) -> int:
+def program(
+    face: Face, description: str | None = None, name: str | None = None, words: Sequence[str] | None = None
+) -> int:
     """A whole command with a face of its own; returns the exit status, as `lockstep.cli.main` does."""
     began = time.monotonic()
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(prog=name, description=description)
     configure(parser, face)
-    arguments = parser.parse_intermixed_args()  # options and KEY=VALUE in any order
+    arguments = parser.parse_intermixed_args(words)  # options and KEY=VALUE in any order
     arguments.began = began
-    try:
-        return run(arguments, face)
-    except LockstepError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_status
-    except KeyboardInterrupt:
-        return Interrupted.exit_status
+    return guarded(lambda: run(arguments, face))
 
 
 def configure(parser: argparse.ArgumentParser, face: Face = LOCKSTEP) -> None:

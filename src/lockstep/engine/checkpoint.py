@@ -65,7 +65,9 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=checkpoints))
     try:
         for part, tensors in state.items():
-            save_file(_storable(tensors), temporary / f"{part}.safetensors")
+            file = temporary / f"{part}.safetensors"
+            save_file(_storable(tensors), file)
+            file.chmod(0o644)
         text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
         (temporary / "state.json").write_text(text + "\n")  # made durable with the others, by the manifest
         temporary.chmod(0o755)
