@@ -14,7 +14,12 @@ PLAIN_SGD = ("training.optimizer={name: sgd, momentum: 0.0}", "training.learning
 def test_sgd_without_momentum_that_averages_at_every_step_is_the_single_process(server, tmp_path, ranks):
     alone = train(server, tmp_path, *PLAIN_SGD, "distributed.strategy=single", "distributed.world_size=1")
     run = train(
-        server, tmp_path, *LOCAL, *PLAIN_SGD, f"distributed.world_size={ranks}", "distributed.strategy.every=1"
+        server,
+        tmp_path,
+        *LOCAL,
+        *PLAIN_SGD,
+        f"distributed.world_size={ranks}",
+        "distributed.strategy.every=1",
     )
     assert largest_difference(run, alone) < 1e-10
 
@@ -53,14 +58,20 @@ def test_a_run_in_two_parts_is_the_run_in_one(server, tmp_path, outer, ranks):
 
 
 def test_its_checkpoint_goes_on_under_another_strategy_and_back(server, tmp_path):
-    words = ("distributed.world_size=3", "distributed.strategy.every=5", "distributed.strategy.outer=nesterov")
+    words = (
+        "distributed.world_size=3",
+        "distributed.strategy.every=5",
+        "distributed.strategy.outer=nesterov",
+    )
     half = train(server, tmp_path, *LOCAL, *words, "training.epochs=1")
     last = max(half.checkpoints.glob("step-*"))
     assert (last / "strategy.safetensors").exists()
     alone = train(server, tmp_path, "distributed.strategy=single", "distributed.world_size=1", start=last)
     ddp = train(server, tmp_path, "distributed.world_size=2", start=last)
     assert largest_difference(alone, ddp) < 1e-10
-    again = train(server, tmp_path, *LOCAL, *words, "training.epochs=4", start=max(ddp.checkpoints.glob("step-*")))
+    again = train(
+        server, tmp_path, *LOCAL, *words, "training.epochs=4", start=max(ddp.checkpoints.glob("step-*"))
+    )
     assert all(torch.isfinite(torch.from_numpy(v)).all() for v in final_state(again).values())
 
 

@@ -19,7 +19,8 @@ from lockstep.transports.base import Label, Transport
 
 HELLO, PUSH, APPLY, PULL, STATE, LEAVE = range(1, 7)
 NAMES = {HELLO: "hello", PUSH: "gradient", APPLY: "update", PULL: "pull", STATE: "state", LEAVE: "leave"}
-COMMAND_NUMBERS, ANSWER_NUMBERS = 4, 3  # fp64: operation, step, two of its own; version, staleness, norm squared
+COMMAND_NUMBERS = 4  # fp64: operation, step, and two of its own
+ANSWER_NUMBERS = 3  # fp64: version, staleness, norm squared
 
 
 class Watcher(Protocol):
@@ -152,7 +153,9 @@ class Serving:
     def _update_together(self) -> None:
         """One update by the sum. Every other thread waits."""
         if len(set(self._wanted)) != 1:
-            raise RunFailed(f"server {self.own.server}: the workers ask for different updates: {self._wanted}")
+            raise RunFailed(
+                f"server {self.own.server}: the workers ask for different updates: {self._wanted}"
+            )
         step = int(self._clocks[0]) + 1
         seconds = self._step(self._inbox[0], *self._wanted[0])
         self._clocks = [step] * self.workers

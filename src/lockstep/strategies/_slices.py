@@ -107,13 +107,17 @@ def cut_slots(slots: dict[str, Tensor], piece: Piece) -> dict[str, Tensor]:
     """A piece's part of a whole optimizer state (``name/key``); scalars such as step counts are copied."""
     prefix = f"{piece.name}/"
     return {
-        key.removeprefix(prefix): (value.reshape(-1)[piece.start : piece.stop] if value.dim() else value).clone()
+        key.removeprefix(prefix): (
+            value.reshape(-1)[piece.start : piece.stop] if value.dim() else value
+        ).clone()
         for key, value in slots.items()
         if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
     }
 
 
-def join_slots(found: Iterable[tuple[Piece, str, Tensor]], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+def join_slots(
+    found: Iterable[tuple[Piece, str, Tensor]], shapes: dict[str, torch.Size]
+) -> dict[str, Tensor]:
     """The whole optimizer state from the pieces of all servers."""
     whole: dict[str, Tensor] = {}
     for piece, key, value in found:
