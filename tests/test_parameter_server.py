@@ -248,13 +248,31 @@ def test_ctrl_c_stops_workers_that_do_not_wait_after_the_same_step(command, mode
     assert not run.live.exists()
 
 
-def test_a_stopped_server_is_the_one_that_is_named(command):
-    process = command.start_and_wait_for_step("r", 20, *JOB, "distributed.timeout_seconds=3")
+@pytest.mark.parametrize(
+    ("victim", "mode"),
+    [("server", "sync"), pytest.param("rank", "async", marks=pytest.mark.slow)],
+)
+def test_whoever_is_stopped_is_named_within_the_timeout(command, victim, mode):
+    words = ("distributed.timeout_seconds=3", f"distributed.strategy.mode={mode}")
+    process = command.start_and_wait_for_step("r", 20, *JOB, *words)
     below = descendants(process.pid)
-    lines = read_json_lines(run_of(command, "r").metrics / "server-0.jsonl")
+    lines = read_json_lines(run_of(command, "r").metrics / f"{victim}-0.jsonl")
     os.kill(lines[0]["pid"], signal.SIGSTOP)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, output
-    assert re.search(r"server 0.*(is the one the others wait for|within 3 s)", output), output
+    assert re.search(rf"{victim} 0.*(is the one the others wait for|within 3 s)", output), output
     assert status.of(run_of(command, "r")).cause == "hang"
     wait_until(lambda: not any(alive(pid) for pid in below), 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_launcher_takes_workers_and_servers_with_it(command, mode):
+    words = (f"distributed.strategy.mode={mode}", "distributed.strategy.servers=2")
+    process = command.start_and_wait_for_step("r", 20, *JOB, *words)
+    below = descendants(process.pid)
+    assert len(below) >= 1 + 2 + 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    wait_until(lambda: not any(alive(pid) for pid in below), 5)
+    assert status.of(run_of(command, "r")).word == "killed"

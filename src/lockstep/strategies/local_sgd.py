@@ -8,6 +8,9 @@ What is saved: one set of weights and one of optimizer state, as of any strategy
 also average where a checkpoint is taken, and then their optimizers' moments too; an uninterrupted run goes on from
 those as a resumed one does. Between two averages each rank keeps its own moments. The outer momentum is saved
 beside them: this strategy goes on with it, and every other does without.
+
+So when checkpoints are taken is part of the training here. A run that dies and resumes ends in the same bits as one
+that did not, since both saved at the same steps; one that was asked to stop has saved at a step of its own.
 """
 
 from collections.abc import Iterator
