@@ -142,7 +142,7 @@ def test_a_gradient_of_another_step_is_refused(tmp_path, step, words):
         def step(self):
             (group,) = self.param_groups
             for parameter in group["params"]:
-                parameter -= group["lr"] * parameter.grad
+                parameter.sub_(parameter.grad, alpha=group["lr"])
 
     module = torch.nn.Linear(3, 2)
     own = cut(trained(module), 1)[0]
