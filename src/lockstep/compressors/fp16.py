@@ -15,7 +15,7 @@ _LIMIT = 126  # of the shift, so that it and its inverse are normal numbers of f
 
 
 class Fp16(Coded):
-    """Relative error of at most 2^-11 in each of two roundings, for elements down to 2^-29 of a chunk's largest.
+    """Relative error of at most 2^-11 in each of two roundings, for elements down to 2^-28 of a chunk's largest.
 
     Each message says by which power of two it was multiplied, which changes no significant bit: sums larger
     than half precision holds, and gradients smaller than it holds, both arrive.

@@ -21,7 +21,7 @@ class Int8(Coded):
     """An element's error is at most 1/254 of its block's largest in each of two roundings.
 
     ``error_feedback`` keeps it and adds it to the next gradient. A block that holds a NaN or an infinity arrives
-    with none of its elements finite.
+    as NaN.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Int8(Coded):
         scales = (blocks.abs().amax(dim=1) / _MOST).to(torch.float32)
         wide = scales.to(values.dtype).unsqueeze(1)
         codes = (blocks / wide).round_().clamp_(-_MOST, _MOST)
-        codes = torch.where(wide > 0, codes, 0)  # nothing but zeros, or too small for a scale
-        codes = torch.where(wide.isfinite(), codes, 1)  # a one, times the scale, is not finite either
+        # Too small for a scale: zero. Not finite: zero times such a scale is NaN, in all of the block.
+        codes = torch.where((wide > 0) & wide.isfinite(), codes, 0)
         return as_bytes(scales, codes.to(torch.int8).view(-1)[:elements])
 
     def decode(self, code: Tensor, like: Tensor) -> Tensor:

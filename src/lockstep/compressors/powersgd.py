@@ -1,8 +1,9 @@
 """Two thin matrices instead of a large one, found by one step of the power method for each training step.
 
 A gradient matrix M of n x m becomes P (n x r) and Q (m x r), and only these are summed over the ranks: r (n + m)
-numbers instead of n m, by any all-reduce. Vogels, Karimireddy and Jaggi, "PowerSGD", NeurIPS 2019 (arXiv 1905.13727):
-algorithm 1 is ``reduce``, algorithm 2 (error feedback) is in ``base``.
+numbers instead of n m. Sent by a rank: what the all-reduce makes of them, 2 (N - 1)/N * 4 bytes each for fp32 on a
+ring, for all matrices of a bucket, its vectors and one mark a parameter. Vogels, Karimireddy and Jaggi, "PowerSGD",
+NeurIPS 2019 (arXiv 1905.13727): algorithm 1 is ``reduce``, algorithm 2 (error feedback) is in ``base``.
 """
 
 from dataclasses import dataclass

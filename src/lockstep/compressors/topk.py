@@ -20,7 +20,8 @@ class TopK(Compressor):
     """``ratio`` of each bucket's elements, the largest in magnitude; at least one.
 
     Each rank chooses for itself and all ranks send equally many. Without ``error_feedback`` most of the gradient
-    is never seen.
+    is never seen. Elements then come rarely and all at once, which is what SGD's theory allows for; Adam moves less
+    far for one large gradient than for many small ones, and wants more steps or a larger learning rate.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class TopK(Compressor):
         self.residuals.keep(part, total)
         messages = [torch.empty_like(own) for _ in range(transport.size)]
         messages[transport.rank] = own
-        exchange(transport, "all_gather of the largest", [own] * transport.size, messages)
+        exchange(transport, "all_gather of top-k", [own] * transport.size, messages)
         self._add_up(part, messages, count, total.dtype)
 
     def _add_up(self, part: Part, messages: list[Tensor], count: int, dtype: torch.dtype) -> None:
