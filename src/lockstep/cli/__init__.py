@@ -18,7 +18,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a module here, once imported
     if words[:1] == [
         "run"
     ]:  # a parser of its own: argparse mixes options and KEY=VALUE only without subcommands
