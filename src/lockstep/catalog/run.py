@@ -132,10 +132,10 @@ def new_run_id(now: datetime | None = None) -> str:
 
 def check_run_id(run_id: str) -> str:
     """The id itself, or UsageError: an id becomes a folder's name, so nothing else is let through."""
-    if not RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id) or run_id == "latest":
         raise UsageError(
             f"run id {run_id!r} cannot be used: 1 to 64 of a-z, 0-9, '.', '_' and '-', "
-            "beginning with a letter or a digit"
+            "beginning with a letter or a digit, and not the word latest"
         )
     return run_id
 

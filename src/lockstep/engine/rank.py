@@ -56,8 +56,8 @@ def main(index: int, run_path: str, attempt: int, parent_pid: int) -> None:
 def launched(run: Run, index: int, log: Path, parent_pid: int) -> Iterator[None]:
     """Tie this process to its parent, send all its output to its log, and leave a word where it fails."""
     die_with_parent(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks the ranks to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they reach the launcher as well, which asks the ranks to stop
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)  # the descriptors, so that native code's output is caught as well
@@ -67,8 +67,9 @@ def launched(run: Run, index: int, log: Path, parent_pid: int) -> Iterator[None]
     lazy_dynamo.install()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks where a hanging rank stands
-    words = _room_for_words(run, index)
+    words = -1
     try:
+        words = _room_for_words(run, index)
         yield
     except BaseException as error:
         with contextlib.suppress(OSError):  # its log may be on the disk that is full

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from lockstep.catalog.run import Run
-from lockstep.engine import checkpoint
+from lockstep.engine import caveats, checkpoint
 from lockstep.engine.checkpoint import Checkpoint, State
 from lockstep.engine.loop import Job
 from lockstep.engine.optimizers import PRECISIONS
@@ -16,7 +16,7 @@ from lockstep.errors import RunFailed
 from lockstep.files import fsync_folder, temporary_beside, write_json
 from lockstep.parameters import Parameters
 
-PASSED_OVER = "passed-over.json"  # in the live folder: damaged checkpoints, for the pipeline to tell
+NOTES = "notes.json"  # in the live folder: what rank 0 has to say to the user, for the pipeline to tell
 
 
 def say(text: str) -> None:
@@ -42,8 +42,8 @@ def starting_point(run: Run, steps_per_epoch: int) -> tuple[Checkpoint | None, i
 def restore(job: Job) -> int:
     """Load what ``starting_point`` finds; returns the updates done."""
     found, step, passed_over = starting_point(job.run, job.batches.steps_per_epoch)
-    if passed_over and job.rank == 0:
-        write_json(job.run.live / PASSED_OVER, passed_over)
+    if job.rank == 0:
+        write_json(job.run.live / NOTES, [*caveats.of(job.strategy), *passed_over])
     if found is None:
         return 0
     with fitting(found):

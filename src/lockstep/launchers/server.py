@@ -27,7 +27,8 @@ FOR_FORKED_RANKS = ("torch.distributed", "torch.nn.parallel", "torch.optim")
 def main() -> None:
     """Serve one client until it leaves."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the client decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they often go to the whole process group; the client decides
     die_with_parent(parent)
     with socket.socket(fileno=descriptor) as channel:
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ START_SECONDS = (
 )
 LEAVE_SECONDS = 10.0  # for leaving the process group; everything is written by then
 TAIL_LINES = 20
+LEAST_FREE_BYTES = 1 << 17  # below it a rank cannot even leave a word
 STACK_BEGINS = ("Fatal Python error", "Current thread 0x", "Thread 0x")
 
 
@@ -106,6 +108,10 @@ def failure(watched: Watched, out_of_memory: bool) -> RunFailed:
     if code < 0:
         return _killed(watched, index, -code, out_of_memory)
     text = f"{_name(watched, index)} ended with exit status {code}{_at(watched, index)}, without an exception"
+    free = shutil.disk_usage(watched.run.path).free
+    if free < LEAST_FREE_BYTES:
+        text += f". The disk of {watched.run.path} is full ({free:,} bytes free): make room and --resume"
+        return _described(watched, index, text, "disk full")
     return _described(watched, index, text, "exception")
 
 
@@ -131,6 +137,17 @@ def _raised(watched: Watched, word: dict[str, Any]) -> RunFailed:
         cause = "disk full"
     if word["expected"]:
         return _tagged(watched, RunFailed(word["message"], cause), index)
+    if "find_unused_parameters" in word["traceback"]:
+        return _tagged(
+            watched,
+            RunFailed(
+                "the model has parameters that got no gradient, and distributed.strategy ddp cannot train such a "
+                "model. Set distributed.strategy=allreduce, which can, or freeze or remove them. "
+                f"The log of rank {index} has torch's own words: {watched.logs[index]}",
+                cause,
+            ),
+            index,
+        )
     where = f"{_name(watched, index)} raised {word['message']}{_at(watched, index)}"
     text = f"{where}\n\n{printable(word['traceback']).rstrip()}\n\nIts log: {watched.logs[index]}"
     return _tagged(watched, RunFailed(text, cause), index)

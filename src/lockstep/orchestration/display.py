@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -29,6 +30,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+ASCII = {ord("✓"): "+", ord("✗"): "x", ord("■"): "-"}  # for terminals that know no other signs
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    """A standard stream, or nowhere where the command was started with it closed."""
+    return stream if stream is not None else Path(os.devnull).open("w", encoding="utf-8")
+
+
 class _Forgiving:
     """A stream whose reader may leave (`pipeline.py | head`): training goes on, and the rest is not shown."""
 
@@ -37,8 +46,14 @@ class _Forgiving:
 
     def write(self, text: str) -> int:
         """Write, or drop it where nobody reads any more."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            plain = text.translate(ASCII).encode(encoding, "backslashreplace").decode(encoding)
+            self._stream.write(plain)
+        except (OSError, ValueError):
+            pass
         return len(text)
 
     def flush(self) -> None:
@@ -58,10 +73,10 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(
-            file=cast("TextIO", _Forgiving(sys.stdout)), highlight=False, quiet=quiet, soft_wrap=True
+            file=cast("TextIO", _Forgiving(_open(sys.stdout))), highlight=False, quiet=quiet, soft_wrap=True
         )
         self._errors = Console(
-            file=cast("TextIO", _Forgiving(sys.stderr)), highlight=False, quiet=quiet, soft_wrap=True
+            file=cast("TextIO", _Forgiving(_open(sys.stderr))), highlight=False, quiet=quiet, soft_wrap=True
         )
         self._notes: list[str] = []
         self._live: Live | None = None

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -14,7 +15,8 @@ from typing import Any
 from lockstep.catalog import events, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json
-from lockstep.orchestration.session import Session, active
+from lockstep.orchestration import plan
+from lockstep.orchestration.session import STOPPING, Session, active
 
 INHERITED = ("RUNNABLE_PRM_", "RUNNABLE_PARAMETERS_FILE", "RUNNABLE_CONFIGURATION_FILE", "RUNNABLE_RETRY_")
 RUNNABLE_VARIABLES = (
@@ -47,6 +49,8 @@ def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict
         ending |= _ending(error)
         code = 1
         _explain(session, error)
+    for number in STOPPING:  # it has ended; what is left takes a moment and must be whole
+        signal.signal(number, signal.SIG_IGN)
     recorder.join()
     _finish(session, ending)
     return code
@@ -87,14 +91,12 @@ def _finish(session: Session, ending: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _environment(run_folder: Path, retry: bool) -> Iterator[None]:
+def _environment(run_folder: Path) -> Iterator[None]:
     """Work in the run's folder, with no inherited variable that would overrule the parameters."""
     before, saved = Path.cwd(), dict(os.environ)
     for name in list(os.environ):
         if name.startswith(INHERITED):
             del os.environ[name]
-    if retry:
-        os.environ["RUNNABLE_RETRY_RUN_ID"] = run_folder.name
     path = list(sys.path)
     os.chdir(run_folder)
     try:
@@ -124,8 +126,7 @@ def _execute(session: Session, tag: str | None) -> None:
     from lockstep.orchestration import services
 
     run = session.run
-    retry = _can_retry(session)
-    with _environment(run.path, retry):
+    with _environment(run.path):
         services_by_name = {k: v for k, v in defaults.DEFAULT_SERVICES.items() if k != "job_executor"}
         ctx = context.PipelineContext.model_validate(
             {
@@ -141,6 +142,8 @@ def _execute(session: Session, tag: str | None) -> None:
         ctx.catalog = services.InPlaceCatalog(catalog_location=str(run.path))
         ctx.run_log_store = services.RunLogInFolder(log_folder=str(run.path))
         ctx.pipeline_executor = services.Executor()
+        if _can_retry(session, ctx.dag_hash):
+            os.environ["RUNNABLE_RETRY_RUN_ID"] = run.run_id
         try:
             ctx.execute()
         except exceptions.ExecutionFailedError:
@@ -151,15 +154,25 @@ def _execute(session: Session, tag: str | None) -> None:
             context.set_run_context(None)
 
 
-def _can_retry(session: Session) -> bool:
-    """Whether Runnable's log of the earlier attempt is there to say which steps are done."""
-    if session.attempt == 1:
+def _can_retry(session: Session, dag_hash: str) -> bool:
+    """Whether Runnable's log of an earlier attempt can say which steps are done.
+
+    If not (the folder was renamed, a file damaged, the pipeline changed) it is kept aside and every step is
+    carried out again, training from its newest checkpoint on.
+    """
+    from runnable.datastore import RunLog
+
+    path = session.run.run_log
+    if not path.exists():
         return False
     try:
-        return bool(read_json(session.run.run_log)["run_id"] == session.run.run_id)
-    except (OSError, ValueError, KeyError, TypeError):
-        session.run.run_log.unlink(missing_ok=True)
-        return False
+        log = RunLog(**read_json(path))
+        if log.run_id == session.run.run_id and log.dag_hash == dag_hash and plan.is_sound(session.run):
+            return True
+    except (OSError, ValueError, TypeError):  # pydantic's error is a ValueError
+        pass
+    path.rename(path.with_name(f"run_log.before-attempt-{session.attempt}.json"))
+    return False
 
 
 def step_seconds(session: Session) -> list[tuple[str, float]]:

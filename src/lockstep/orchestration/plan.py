@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 from typing import Any
 
 from lockstep.catalog import events
@@ -19,7 +20,11 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
     options, batch = parameters.distributed, parameters.training.global_batch_size
     ranks, available = options.world_size, cores()
     one_thread = options.strategy.options.get("reduction") == "invariant"  # bits differ between thread counts
-    threads = 1 if one_thread else options.threads_per_rank or parent_threads(run, ranks) or max(available // ranks, 1)
+    threads = (
+        1
+        if one_thread
+        else options.threads_per_rank or parent_threads(run, ranks) or max(available // ranks, 1)
+    )
     steps_per_epoch = math.ceil(splits["train"] / batch)
     steps = steps_per_epoch * parameters.training.epochs
     check_start(run, steps_per_epoch, steps)
@@ -41,7 +46,7 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
         "steps_per_epoch": steps_per_epoch,
         "steps": steps,
         "splits": splits,
-        "warnings": warnings(parameters, splits, threads, available),
+        "warnings": warnings(parameters, splits, threads, available) + other_data(run, data),
     }
 
 
@@ -68,6 +73,46 @@ def warnings(parameters: Parameters, splits: dict[str, int], threads: int, avail
             "data.validation_fraction leaves no validation samples: the final checkpoint counts as the best"
         )
     return found
+
+
+def other_data(run: Run, data: dict[str, Any]) -> list[str]:
+    """What a child must say whose parent was trained on other splits."""
+    before = parent_of(run).get("data_identity")
+    if before is None or before == data["identity"]:
+        return []
+    return [
+        "the data, the splits or the seed differ from those of the run that this one starts from: samples that it "
+        "was trained on may stand in this run's validation and test splits, so their accuracy can be too good"
+    ]
+
+
+def parent_of(run: Run) -> dict[str, Any]:
+    """What the run's history says of its parent; empty where it has none."""
+    created = next((event for event in events.read(run) if event["event"] == "created"), {})
+    return created.get("parent") or {}
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON object of an earlier attempt or run, or None where it is missing or damaged."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def is_sound(run: Run) -> bool:
+    """Whether the plan and the description of the data can be worked with, so that they need not be made again."""
+    decided, data = read(run.plan), read(run.data / "data.json")
+    return (
+        decided is not None
+        and data is not None
+        and {"world_size", "threads_per_rank", "steps", "steps_per_epoch", "splits", "cores"}
+        <= decided.keys()
+        and {"files", "input_shape", "classes", "identity"} <= data.keys()
+        and isinstance(data["files"], dict)
+        and set(data["files"]) == {"train", "validation", "test"}
+    )
 
 
 def check_start(run: Run, steps_per_epoch: int, steps: int) -> None:
@@ -101,8 +146,7 @@ def start_complaint(state: dict[str, Any], steps_per_epoch: int, steps: int) -> 
 
 def parent_threads(run: Run, ranks: int) -> int | None:
     """The parent's threads per rank, where it had as many ranks: bits differ between thread counts."""
-    created = next((event for event in events.read(run) if event["event"] == "created"), {})
-    parent = created.get("parent") or {}
+    parent = parent_of(run)
     return parent.get("threads_per_rank") if parent.get("world_size") == ranks else None
 
 
@@ -122,14 +166,14 @@ def clear_leftovers(run: Run) -> None:
     """Remove what a killed attempt left: half-written checkpoints, rendezvous files, words of failed ranks."""
     for path in run.checkpoints.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in ("rendezvous-*", "words-*", "error-*.json", "passed-over.json"):
+    for pattern in ("rendezvous-*", "words-*", "error-*.json", "notes.json"):
         for path in run.live.glob(pattern):
             path.unlink(missing_ok=True)
     for path in run.path.glob(".tmp-*"):
         path.unlink(missing_ok=True)
 
 
-def passed_over(run: Run) -> list[str]:
-    """Damaged checkpoints that rank 0 met and did not resume from."""
-    path = run.live / "passed-over.json"
+def notes(run: Run) -> list[str]:
+    """What rank 0 had to say: damaged checkpoints that it passed over, caveats of the model."""
+    path = run.live / "notes.json"
     return list(read_json(path)) if path.exists() else []

@@ -1,5 +1,6 @@
 """From a dataset's samples to three splits on disk, made once per identity and then only linked."""
 
+import contextlib
 import hashlib
 import inspect
 import tempfile
@@ -21,7 +22,7 @@ from lockstep.parameters import Data
 SPLITS = ("train", "validation", "test")
 
 
-def prepare(run: Run, data: Data, seed: int) -> dict[str, Any]:
+def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
     """Fill the run's data folder and return data.json's content.
 
     The files stand once in the catalog's store, named by their digest; the run gets hard links. A second
@@ -38,13 +39,15 @@ def prepare(run: Run, data: Data, seed: int) -> dict[str, Any]:
         "lockstep": __version__,
     }
     key = digest_of(identity)
-    known = store.recall(run.catalog, key)
+    # A user's own function may read files that this identity knows nothing of, so it is called every time.
+    known = None if plugins.is_own(data.name) else store.recall(run.catalog, key)
     if known is not None:
         try:
             return _link(run, known)
         except (CorruptRecord, FileNotFoundError):
             pass  # the store lost or damaged it: made anew below
-    source = function(seed, data.test_fraction, **data.options)
+    with contextlib.chdir(folder):  # relative paths are those of where the command was started
+        source = function(seed, data.test_fraction, **data.options)
     _check(source, data.name)
     description = _write(run, source, data, seed) | {"identity": key, "made_from": identity}
     store.remember(run.catalog, key, description)
@@ -73,7 +76,7 @@ def _write(run: Run, source: Source, data: Data, seed: int) -> dict[str, Any]:
     return {
         "files": files,
         "input_shape": list(source.features.shape[1:]),
-        "classes": source.classes,
+        "classes": [str(name) for name in source.classes],
     }
 
 
@@ -134,23 +137,43 @@ def _stratified(
     return np.sort(by_class[places])
 
 
-def _check(source: Source, name: str) -> None:
+def _check(source: object, name: str) -> None:
     """Refuse what no training could use, in the words of the dataset's author."""
-    problems = []
-    if len(source.features) != len(source.labels):
-        problems.append(f"{len(source.features)} samples but {len(source.labels)} labels")
-    if len(source.labels) < 2:
-        problems.append(f"{len(source.labels)} samples")
-    if source.features.dtype != np.float32 or source.labels.dtype != np.int64:
-        problems.append(f"features of {source.features.dtype} and labels of {source.labels.dtype}")
-    elif len(source.labels) and not 0 <= source.labels.min() <= source.labels.max() < len(source.classes):
-        problems.append(
-            f"labels from {source.labels.min()} to {source.labels.max()} for {len(source.classes)} classes"
+    if not isinstance(source, Source):
+        raise UsageError(
+            f"data.name: {name} returned {type(source).__name__}, not a lockstep.datasets.Source (features, labels, "
+            "classes)"
         )
-    if source.features.dtype == np.float32 and not np.isfinite(source.features).all():
-        problems.append("NaN or infinite features")
+    problems = _problems("", source.features, source.labels, source)
+    own_test = (source.test_features, source.test_labels)
+    if (own_test[0] is None) != (own_test[1] is None):
+        problems.append("one of test_features and test_labels without the other")
+    elif own_test[0] is not None:
+        problems += _problems("test ", *own_test, source)
+    if not problems and len(source.labels) < 2:
+        problems.append(f"{len(source.labels)} samples")
     if problems:
         raise UsageError(
-            f"data.name: {name} gave {'; '.join(problems)}. Needed: as many labels as samples, two samples or "
-            "more, finite float32 features, int64 labels from 0 to classes - 1"
+            f"data.name: {name} gave {'; '.join(problems)}. Needed: two samples or more, as many labels as samples, "
+            "finite float32 features of shape (samples, ...), int64 labels from 0 to classes - 1"
         )
+
+
+def _problems(which: str, features: object, labels: object, source: Source) -> list[str]:
+    """What is wrong with one table of samples."""
+    if not isinstance(features, np.ndarray) or not isinstance(labels, np.ndarray):
+        return [f"{which}features and labels as {type(features).__name__} and {type(labels).__name__}"]
+    found = []
+    if features.ndim < 2 or labels.ndim != 1:
+        found.append(f"{which}features of shape {features.shape} and labels of shape {labels.shape}")
+    elif features.shape[1:] != source.features.shape[1:]:
+        found.append(f"{which}samples of shape {features.shape[1:]} beside {source.features.shape[1:]}")
+    if len(features) != len(labels):
+        found.append(f"{len(features)} {which}samples but {len(labels)} {which}labels")
+    if features.dtype != np.float32 or labels.dtype != np.int64:
+        found.append(f"{which}features of {features.dtype} and labels of {labels.dtype}")
+    elif labels.size and not 0 <= labels.min() <= labels.max() < len(source.classes):
+        found.append(f"{which}labels from {labels.min()} to {labels.max()} for {len(source.classes)} classes")
+    if features.dtype == np.float32 and not np.isfinite(features).all():
+        found.append(f"NaN or infinite {which}features")
+    return found

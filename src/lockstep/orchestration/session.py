@@ -15,6 +15,8 @@ from lockstep.errors import Interrupted
 from lockstep.launchers.client import Server
 from lockstep.orchestration.display import Display
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass
 class Session:
@@ -67,8 +69,7 @@ def active(session: Session) -> Iterator[Session]:
             return
         raise Interrupted(name)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in signals}
+    before = {number: signal.signal(number, on_signal) for number in STOPPING}
     token = _current.set(session)
     try:
         yield session

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import __version__, parameters
-from lockstep.catalog import events, status
+from lockstep.catalog import events, seal, status
 from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.run import Run, check_run_id, claim, find
 from lockstep.errors import CorruptRecord, UsageError
@@ -55,13 +55,14 @@ class Parent:
 
     def as_dict(self) -> dict[str, Any]:
         """What the record of the child keeps."""
-        plan_of_run = read_json(self.run.plan) if self.run.plan.is_file() else {}
+        plan_of_run = plan.read(self.run.plan) or {}
         return {
             "run_id": self.run.run_id,
             "checkpoint": self.checkpoint.name if self.checkpoint else None,
             "manifest_sha256": sha256_of(self.checkpoint / "manifest.json") if self.checkpoint else None,
             "world_size": plan_of_run.get("world_size"),
             "threads_per_rank": plan_of_run.get("threads_per_rank"),
+            "data_identity": (plan.read(self.run.data / "data.json") or {}).get("identity"),
         }
 
 
@@ -136,11 +137,19 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
     wanted = request.read(request.file, request.overrides, run)
     changes = parameters.difference(before, wanted)
     if changes or request.run_id:
-        parent = newest_checkpoint(run)
+        parent, passed_over = newest_checkpoint(run)
+        for message in passed_over:
+            display.warn(message)
         refuse_what_cannot_follow(run, parent, before, wanted)
         for change in changes:
             display.line(f"  changed: {change}")
         return new_run(request, wanted, server, display, began, parent=parent)
+    if now.word == "succeeded" and not is_sealed(run):
+        descriptor = status.hold(run)
+        seal.seal(run)
+        status.release(run, descriptor)
+        display.line(f"run {run.run_id} had succeeded, but its record was not sealed yet: it is now")
+        return 0
     if now.word == "succeeded":
         display.line(
             f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,"
@@ -158,24 +167,36 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
     return carry_out(session, request, created.get("tag"), created.get("parent"), descriptor)
 
 
-def newest_checkpoint(run: Run) -> Parent:
-    """The newest checkpoint of a run that verifies, its own or the one it started from."""
+def is_sealed(run: Run) -> bool:
+    """Whether the last thing in the history is the seal."""
+    history = events.read(run)
+    return bool(history) and history[-1]["event"] == "sealed"
+
+
+def newest_checkpoint(run: Run) -> tuple[Parent, list[str]]:
+    """The newest checkpoint of a run that verifies, its own or the one it started from; what was passed over."""
+    passed_over: list[str] = []
     for path in [*sorted(run.checkpoints.glob("step-*"), reverse=True), run.start]:
-        if path.is_dir() and not verify_folder(path):
-            return Parent(run, path)
-    return Parent(run, None)
+        if not path.is_dir():
+            continue
+        findings = verify_folder(path)
+        if not findings:
+            return Parent(run, path), passed_over
+        passed_over.append(f"passed over: checkpoint {path.name} is damaged ({'; '.join(findings)})")
+    return Parent(run, None), passed_over
 
 
 def refuse_what_cannot_follow(run: Run, parent: Parent, before: Parameters, wanted: Parameters) -> None:
     """Refuse early, with nothing written, what setup_distributed would refuse later."""
+    decided = plan.read(run.plan)
     if (
         parent.checkpoint is None
-        or not run.plan.is_file()
+        or decided is None
         or before.data != wanted.data
         or before.seed != wanted.seed
     ):
         return
-    samples = read_json(run.plan)["splits"]["train"]
+    samples = decided["splits"]["train"]
     steps_per_epoch = -(-samples // wanted.training.global_batch_size)
     state = read_json(parent.checkpoint / "state.json")
     complaint = plan.start_complaint(state, steps_per_epoch, steps_per_epoch * wanted.training.epochs)

@@ -41,7 +41,7 @@ def prepare_data(seed: int, data: dict[str, Any]) -> str:
     """Prepare the splits, or link those that stand in the store already."""
     session = current()
     parameters = _parameters(seed=seed, data=data, distributed={"world_size": 1})
-    description = prepare.prepare(session.run, parameters.data, seed)
+    description = prepare.prepare(session.run, parameters.data, seed, session.folder)
     counts = {name: file["samples"] for name, file in description["files"].items()}
     session.display.say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return str(description["identity"])
@@ -86,7 +86,7 @@ def train(distributed: dict[str, Any]) -> int:
             left -= 1
             what = str(error).partition("\n")[0]
             session.warn(f"{what}. It is started again from the last checkpoint, and the ranks go back to it")
-    for message in plan.passed_over(run):
+    for message in plan.notes(run):
         session.warn(message)
     if session.stop_signal:
         raise Interrupted(session.stop_signal)

@@ -53,6 +53,7 @@ class AllReduce(Strategy):
             )
         self.transport = open_transport(group, transport)
         self.invariant = Invariant(group, self.transport) if reduction == "invariant" else None
+        self.draws_by_shard = self.invariant is not None
         self.buckets: list[Bucket] = []
         self.reasons: list[str] = []
         self._homes: dict[nn.Parameter, tuple[Bucket, int]] = {}

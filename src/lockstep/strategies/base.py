@@ -72,6 +72,7 @@ class Strategy:
     """One rank of one way of training. Subclasses override what they share out."""
 
     exact = True  # equals the single process up to rounding
+    draws_by_shard = False  # random draws of the forward pass do not depend on the number of ranks
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
 
     def __init__(self, group: Group) -> None:
