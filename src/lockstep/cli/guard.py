@@ -1,5 +1,6 @@
 """What every command does with an error: one message for the user's own, the exit status that says which kind."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ from lockstep.errors import Interrupted, LockstepError
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    _open_what_is_closed()
     try:
         return int(command())
     except LockstepError as error:
@@ -20,6 +22,20 @@ def guarded(command: Callable[[], int]) -> int:
         return _said(f"{name}{error.strerror or error}", 1)
     except KeyboardInterrupt:
         return Interrupted.exit_status
+
+
+def _open_what_is_closed() -> None:
+    """Nowhere in place of standard streams that the command was started without (`>&-`).
+
+    Otherwise the next file to be opened would get their number, and what others print would land in it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _said(message: str, status: int) -> int:

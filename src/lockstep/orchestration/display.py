@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -31,11 +30,6 @@ def duration(seconds: float) -> str:
 
 
 ASCII = {ord("✓"): "+", ord("✗"): "x", ord("■"): "-"}  # for terminals that know no other signs
-
-
-def _open(stream: TextIO | None) -> TextIO:
-    """A standard stream, or nowhere where the command was started with it closed."""
-    return stream if stream is not None else Path(os.devnull).open("w", encoding="utf-8")
 
 
 class _Forgiving:
@@ -73,10 +67,10 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(
-            file=cast("TextIO", _Forgiving(_open(sys.stdout))), highlight=False, quiet=quiet, soft_wrap=True
+            file=cast("TextIO", _Forgiving(sys.stdout)), highlight=False, quiet=quiet, soft_wrap=True
         )
         self._errors = Console(
-            file=cast("TextIO", _Forgiving(_open(sys.stderr))), highlight=False, quiet=quiet, soft_wrap=True
+            file=cast("TextIO", _Forgiving(sys.stderr)), highlight=False, quiet=quiet, soft_wrap=True
         )
         self._notes: list[str] = []
         self._live: Live | None = None

@@ -1,0 +1,139 @@
+"""Rough use: whole groups signalled, folders moved, files damaged, terminals of all kinds."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, descendants
+from lockstep.catalog import events, status
+from lockstep.catalog.run import Run
+from lockstep.catalog.seal import verify_seal
+from lockstep.files import read_json
+
+JOB = ("data=synthetic", "data.num_samples=400", "training.global_batch_size=32")
+
+
+def run_of(command, run_id):
+    return Run((command.catalog / run_id).resolve())
+
+
+@pytest.fixture
+def killed(command):
+    """A run whose launcher was killed in the middle of training."""
+    process = command.start_and_wait_for_step(
+        "r", 30, *JOB, "training.epochs=12", "checkpoint.every_steps=10"
+    )
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return run_of(command, "r")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_is_a_stop_in_order(command, number):
+    process = command.start_and_wait_for_step("r", 20, *JOB, "training.epochs=3000")
+    os.killpg(process.pid, number)  # as timeout(1), a batch system or a closed terminal sends it
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    found = status.of(run_of(command, "r"))
+    assert (found.word, found.cause) == ("interrupted", signal.Signals(number).name)
+
+
+def test_a_renamed_folder_can_be_resumed(command, killed):
+    killed.path.rename(killed.path.with_name("renamed"))
+    command.run("--resume", "renamed")
+    assert status.of(run_of(command, "renamed")).word == "succeeded"
+    assert verify_seal(run_of(command, "renamed")) == []
+
+
+@pytest.mark.parametrize("name", ["run_log.json", "distributed.json", "data/data.json"])
+def test_a_damaged_file_of_the_pipeline_is_made_again(command, killed, name):
+    (killed.path / name).write_text('{"run_id": "x", "files": {}}')
+    command.run("--resume", "r")
+    assert status.of(killed).word == "succeeded"
+
+
+def test_a_death_before_the_seal_is_made_good_by_resume(command):
+    command.run("--run-id", "r", *JOB, "training.epochs=1")
+    run = run_of(command, "r")
+    lines = run.events.read_bytes().splitlines(keepends=True)
+    run.events.write_bytes(b"".join(lines[:-1]))  # as if it had died after "finished"
+    run.manifest.unlink()
+    assert "sealed" in command.run("--resume", "r")
+    assert verify_seal(run) == []
+
+
+def test_a_closed_standard_output_does_not_end_the_training(command):
+    words = [
+        sys.executable,
+        str(ROOT / "pipeline.py"),
+        "--catalog",
+        str(command.catalog),
+        "--run-id",
+        "r",
+        *JOB,
+    ]
+    line = " ".join(f"'{word}'" for word in [*words, "training.epochs=1"])
+    assert (
+        subprocess.run(["sh", "-c", f"{line} >&- 2>&-"], check=False, cwd=ROOT, timeout=100).returncode == 0
+    )
+    assert status.of(run_of(command, "r")).word == "succeeded"
+
+
+def test_an_ascii_terminal_sees_every_line(command):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    output = command.run("--run-id", "r", *JOB, "training.epochs=1", env=environment)
+    assert "+ prepare_data" in output
+    assert "+ report" in output
+
+
+OWN = """
+import numpy as np
+from lockstep.datasets import Source
+
+def table(seed, test_fraction, *, file: str = "rows.csv"):
+    rows = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    return Source(rows[:, :-1].copy(), rows[:, -1].astype(np.int64), ["a", "b"])
+"""
+
+
+def test_a_dataset_of_ones_own_reads_the_file_that_is_there_now(command, tmp_path):
+    (tmp_path / "own_data.py").write_text(OWN)
+    for count in (60, 90):
+        rows = [f"{i % 7},{i % 5},{i % 2}" for i in range(count)]
+        (tmp_path / "rows.csv").write_text("\n".join(rows))
+        words = ("data=own_data:table", "training.epochs=1", "training.global_batch_size=8")
+        command.run("--run-id", f"r{count}", *words, cwd=tmp_path)
+        splits = read_json(command.catalog / f"r{count}" / "distributed.json")["splits"]
+        assert sum(splits.values()) == count
+
+
+def test_a_child_with_another_seed_says_that_its_test_split_was_seen(command):
+    command.run("--run-id", "r", *JOB, "training.epochs=1")
+    output = command.run("--resume", "r", "--run-id", "child", "seed=7", "training.epochs=2")
+    assert "may stand in this run's validation and test splits" in output
+    assert any(event["event"] == "warning" for event in events.read(run_of(command, "child")))
+
+
+def test_a_model_that_the_promise_does_not_cover_says_so(command, tmp_path):
+    (tmp_path / "normed.py").write_text(
+        "from torch import nn\n"
+        "def net(input_shape, num_classes):\n"
+        "    return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, num_classes))\n"
+    )
+    output = command.run("--run-id", "r", *JOB, "model=normed:net", "training.epochs=1", cwd=tmp_path)
+    assert "statistics of each rank's own samples" in output
+    assert "draws by rank" in output
+
+
+def test_a_folder_that_was_copied_while_running_is_its_own_run(command):
+    process = command.start_and_wait_for_step("r", 20, *JOB, "training.epochs=3000")
+    shutil.copytree(command.catalog / "r", command.catalog / "copy", ignore=shutil.ignore_patterns(".live"))
+    below = descendants(process.pid)
+    assert below
+    assert status.of(run_of(command, "copy")).word != "running"
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
