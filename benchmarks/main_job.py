@@ -81,6 +81,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         kinds: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("bare", lambda: bare(options)),
             ("ours", lambda: ours(["--parameters", str(file)])),
+            (
+                "allreduce",  # our collectives on shared memory, in the place of ddp
+                lambda: ours(["--parameters", str(file), "distributed.strategy=allreduce"]),
+            ),
             ("digits", lambda: ours(["--parameters", str(ROOT / "parameters.yaml")])),
         ]
         rounds = []
