@@ -53,6 +53,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._selector.register(ours, selectors.EVENT_READ)
         self._buffer = b""
+        self._group = 0  # the one that was started last
         self._method = ""
         self._pids: list[tuple[int, int | None]] = []
 
@@ -68,7 +69,15 @@ class Server:
 
     def start(self, target: str, arguments: list[Any], count: int) -> None:
         """Order ``count`` processes that call ``target(index, *arguments, parent_pid)``."""
-        self._send(order="start", target=target, arguments=arguments, count=count, method=self._method)
+        self._group += 1
+        self._send(
+            order="start",
+            group=self._group,
+            target=target,
+            arguments=arguments,
+            count=count,
+            method=self._method,
+        )
 
     def kill_group(self) -> None:
         """SIGKILL every process of the group that is still alive."""
@@ -86,9 +95,10 @@ class Server:
         for message in messages:
             if message["event"] == "failed":
                 raise LockstepError(f"ranks cannot be started: {message['message']}\n{self._last_words()}")
-            if message["event"] == "started":
+            if message["event"] == "started" and message["group"] == self._group:
                 self._pids = [(pid, start_ticks(pid)) for pid in message["pids"]]
-        return messages
+        # The last deaths of a group that was ended may be told when the next one has been ordered.
+        return [message for message in messages if message.get("group", self._group) == self._group]
 
     def _last_words(self) -> str:
         code = self._process.poll()

@@ -1,7 +1,7 @@
 """The fork server: the only process of a run that imports torch; every rank is forked from it in milliseconds.
 
 Started first (`python -m lockstep.launchers.server`), it imports torch while the pipeline prepares the data.
-It speaks one JSON object a line over a socket. In: `start` (target, arguments, count, method), `end`.
+It speaks one JSON object a line over a socket. In: `prepare`, `start` (target, arguments, count, method), `kill`.
 Out: `ready`, `started` with pids, `exit` for each death it reaps, `failed` where it cannot serve.
 It dies with the pipeline's process, and the ranks die with it, by the kernel's parent-death signal.
 """
@@ -43,16 +43,41 @@ def send(channel: socket.socket, **message: Any) -> None:
     channel.sendall((json.dumps(message) + "\n").encode())
 
 
+class Orders:
+    """The client's lines, one at a time, whether they come one by one or several at once."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._buffer = b""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a line is here already, so that the socket need not be readable."""
+        return b"\n" in self._buffer
+
+    def read(self) -> dict[str, Any] | None:
+        """The next order; None where the client is gone."""
+        while not self.waiting:
+            data = self.channel.recv(1 << 16)
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        order: dict[str, Any] = json.loads(line)
+        return order
+
+
 def serve(channel: socket.socket) -> None:
     """Import, then obey."""
     began = time.monotonic()
     gc.disable()  # nothing that imports make is garbage; looking for it takes a tenth of their time
     for name in BASE:
         importlib.import_module(name)
-    reader = channel.makefile("r")
-    order = json.loads(reader.readline() or "{}")
-    if order.get("order") != "prepare":
+    orders = Orders(channel)
+    order = orders.read()
+    if order is None:
         return
+    assert order["order"] == "prepare", order
     sys.path[:] = order["sys_path"]
     if order["method"] == "forkserver":
         for name in (*FOR_FORKED_RANKS, *order["modules"]):
@@ -60,17 +85,16 @@ def serve(channel: socket.socket) -> None:
     gc.freeze()  # and the ranks need not look again at what they share with this process
     gc.enable()
     send(channel, event="ready", seconds=time.monotonic() - began)
-    for line in reader:
-        order = json.loads(line)
-        if order["order"] == "end":
-            return
-        run_group(channel, order)
+    while (order := orders.read()) is not None:
+        if order["order"] == "start":  # a kill may come when the group has just ended by itself
+            run_group(orders, order)
 
 
-def run_group(channel: socket.socket, order: dict[str, Any]) -> None:
+def run_group(orders: Orders, order: dict[str, Any]) -> None:
     """Start the processes of one order and report each death, until all have ended or the client leaves."""
     import torch.multiprocessing
 
+    channel, number = orders.channel, order["group"]
     module, name = order["target"].split(":")
     target: Callable[..., None] = getattr(importlib.import_module(module), name)
     # Forking is safe here, as in multiprocessing's own forkserver: this process has no other threads.
@@ -80,31 +104,21 @@ def run_group(channel: socket.socket, order: dict[str, Any]) -> None:
         target, args=arguments, nprocs=order["count"], join=False, start_method=method
     )
     processes = group.processes
-    send(channel, event="started", pids=[process.pid for process in processes])
+    send(channel, event="started", group=number, pids=[process.pid for process in processes])
     alive = {process.sentinel: index for index, process in enumerate(processes)}
     while alive:
-        for ready in wait([channel, *alive], timeout=0.5):
+        for ready in [channel] if orders.waiting else wait([channel, *alive], timeout=0.5):
             if ready is channel:
-                if not obey(channel, processes):
+                if orders.read() is None:
                     return
+                for process in processes:  # the only order there is while a group runs
+                    process.kill()
             else:
                 index = alive.pop(ready)
                 processes[index].join()
-                send(
-                    channel, event="exit", index=index, code=processes[index].exitcode, time=time.monotonic()
-                )
-    send(channel, event="all_ended")
-
-
-def obey(channel: socket.socket, processes: list[Any]) -> bool:
-    """Carry out an order that comes while a group runs: end the processes. False where the client is gone."""
-    text = channel.recv(4096)
-    if not text:
-        return False
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    return True
+                code = processes[index].exitcode
+                send(channel, event="exit", group=number, index=index, code=code, time=time.monotonic())
+    send(channel, event="all_ended", group=number)
 
 
 if __name__ == "__main__":
