@@ -89,6 +89,7 @@ def test_weights_that_differ_between_two_averages_are_no_alarm(server, tmp_path)
     assert same == {step for step in prints[0] if step % 4 == 0}
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_ranks_at_an_average(command):
     import os
     import signal

@@ -177,6 +177,7 @@ def test_the_pipelines_process_never_imports_torch_or_scikit_learn_twice(tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_ten_runs_hold_one_copy_of_the_data_and_each_folder_is_whole(command):
     for name in ("a", "b"):
         command.run("--run-id", name, "training.epochs=1")
@@ -199,6 +200,7 @@ def test_relative_paths_and_modules_are_those_of_the_folder_the_command_was_star
     assert read_json(command.catalog / "r" / "distributed_training_results.json")["model"] == "own:net"
 
 
+@pytest.mark.slow
 def test_runnables_own_variables_do_not_overrule_the_parameters(command):
     environment = os.environ | {
         "RUNNABLE_PRM_seed": "7",
@@ -211,6 +213,7 @@ def test_runnables_own_variables_do_not_overrule_the_parameters(command):
     assert read_json(command.catalog / "r" / "run_log.json")["parameters"]["seed"]["value"] == 42
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_either_start_method_gives_the_same_bits(command, method, tmp_path_factory):
     from training import bits

@@ -220,6 +220,7 @@ def test_a_killed_worker_is_named_though_everybody_else_says_so_too(server, tmp_
     assert (found.value.rank, found.value.server, found.value.cause) == (1, None, "signal")
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_too_often_is_named_and_the_checkpoint_goes_on(server, tmp_path):
     words = (*LONGER, "distributed.strategy.restarts=0")
     with (
@@ -243,6 +244,7 @@ def run_of(command, run_id):
     return Run((command.catalog / run_id).resolve())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["async", pytest.param("ssp", marks=pytest.mark.slow)])
 def test_ctrl_c_stops_workers_that_do_not_wait_after_the_same_step(command, mode):
     words = (f"distributed.strategy.mode={mode}", "distributed.world_size=3")
@@ -260,6 +262,7 @@ def test_ctrl_c_stops_workers_that_do_not_wait_after_the_same_step(command, mode
     assert not run.live.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "mode"),
     [("server", "sync"), pytest.param("rank", "async", marks=pytest.mark.slow)],

@@ -119,6 +119,7 @@ def test_a_reader_that_leaves_the_pipe_does_not_end_the_training(command):
     assert status.of(Run((command.catalog / "r").resolve())).word == "succeeded"
 
 
+@pytest.mark.slow
 def test_more_ranks_than_cores_is_a_warning_that_says_what_it_costs(command):
     output = command.run(
         "--run-id", "r", *JOB, "training.epochs=1", f"distributed.world_size={linux.cores() + 1}"
@@ -177,6 +178,7 @@ def test_a_full_disk_is_named_with_bytes_and_what_was_committed_stays_valid(comm
         subprocess.run(["umount", "-l", str(command.catalog)], check=True)
 
 
+@pytest.mark.slow
 def test_torch_compile_still_works_where_dynamo_was_put_off():
     code = (
         "import torch\n"

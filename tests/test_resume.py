@@ -21,6 +21,7 @@ def run_of(command, run_id):
     return Run((command.catalog / run_id).resolve())
 
 
+@pytest.mark.slow
 def test_resuming_a_run_that_succeeded_says_so_and_writes_nothing(command):
     command.run("--run-id", "r", *JOB, "training.epochs=1")
     before = {path: path.stat().st_mtime_ns for path in command.catalog.rglob("*")}
@@ -79,6 +80,7 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch(server, tmp_path):
     assert steps[0] == read_json(rest.plan)["steps_per_epoch"] + 1
 
 
+@pytest.mark.slow
 def test_what_cannot_follow_is_refused_with_nothing_written(command):
     command.run("--run-id", "r", *JOB, "training.epochs=1", "checkpoint.every_steps=2")
     shutil.rmtree(
@@ -118,6 +120,7 @@ def test_of_two_starters_of_one_id_one_wins(command):
     assert verify_seal(run_of(command, "r")) == []
 
 
+@pytest.mark.slow
 def test_of_two_resumes_at_once_one_wins(command):
     process = command.start_and_wait_for_step("r", 5, *JOB, "training.epochs=60")
     os.kill(process.pid, signal.SIGKILL)
@@ -152,6 +155,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(command):
     assert "model.safetensors" in output
 
 
+@pytest.mark.slow
 def test_data_that_changed_under_a_run_is_refused(command):
     process = command.start_and_wait_for_step("r", 5, *JOB, "training.epochs=3000")
     os.kill(process.pid, signal.SIGKILL)
@@ -164,6 +168,7 @@ def test_data_that_changed_under_a_run_is_refused(command):
     assert "train.safetensors is not what was prepared" in command.run("--resume", "r", status=1)
 
 
+@pytest.mark.slow
 def test_a_store_that_lost_or_damaged_its_copy_is_mended(command):
     command.run("--run-id", "a", *JOB, "training.epochs=1")
     stored = [path for path in (command.catalog / ".store").iterdir() if path.is_file()]
@@ -175,6 +180,7 @@ def test_a_store_that_lost_or_damaged_its_copy_is_mended(command):
     assert a["files"] == b["files"]
 
 
+@pytest.mark.slow
 def test_the_thread_count_is_recorded_and_kept_on_resume(command):
     threads = max(cores() // 2, 1) + 1  # what nobody would choose for two ranks
     command.run("--run-id", "r", *JOB, "training.epochs=1", f"distributed.threads_per_rank={threads}")
@@ -189,6 +195,7 @@ def test_the_thread_count_is_recorded_and_kept_on_resume(command):
         ] == [threads]
 
 
+@pytest.mark.slow
 def test_a_change_to_a_run_that_left_no_checkpoint_begins_again_and_says_so(command):
     process = command.start_and_wait_for_step(
         "r", 5, *JOB, "training.epochs=60", "checkpoint.every_epochs=50"

@@ -32,7 +32,7 @@ def killed(command):
     return run_of(command, "r")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_is_a_stop_in_order(command, number):
     process = command.start_and_wait_for_step("r", 20, *JOB, "training.epochs=3000")
     os.killpg(process.pid, number)  # as timeout(1), a batch system or a closed terminal sends it
@@ -42,6 +42,7 @@ def test_a_signal_to_the_whole_group_is_a_stop_in_order(command, number):
     assert (found.word, found.cause) == ("interrupted", signal.Signals(number).name)
 
 
+@pytest.mark.slow
 def test_a_renamed_folder_can_be_resumed(command, killed):
     killed.path.rename(killed.path.with_name("renamed"))
     command.run("--resume", "renamed")
@@ -49,13 +50,20 @@ def test_a_renamed_folder_can_be_resumed(command, killed):
     assert verify_seal(run_of(command, "renamed")) == []
 
 
-@pytest.mark.parametrize("name", ["run_log.json", "distributed.json", "data/data.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run_log.json",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("distributed.json", "data/data.json")),
+    ],
+)
 def test_a_damaged_file_of_the_pipeline_is_made_again(command, killed, name):
     (killed.path / name).write_text('{"run_id": "x", "files": {}}')
     command.run("--resume", "r")
     assert status.of(killed).word == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_death_before_the_seal_is_made_good_by_resume(command):
     command.run("--run-id", "r", *JOB, "training.epochs=1")
     run = run_of(command, "r")
@@ -83,6 +91,7 @@ def test_a_closed_standard_output_does_not_end_the_training(command):
     assert status.of(run_of(command, "r")).word == "succeeded"
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_sees_every_line(command):
     environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     output = command.run("--run-id", "r", *JOB, "training.epochs=1", env=environment)
@@ -111,6 +120,7 @@ def test_a_dataset_of_ones_own_reads_the_file_that_is_there_now(command, tmp_pat
         assert sum(splits.values()) == count
 
 
+@pytest.mark.slow
 def test_a_child_with_another_seed_says_that_its_test_split_was_seen(command):
     command.run("--run-id", "r", *JOB, "training.epochs=1")
     output = command.run("--resume", "r", "--run-id", "child", "seed=7", "training.epochs=2")
@@ -129,6 +139,7 @@ def test_a_model_that_the_promise_does_not_cover_says_so(command, tmp_path):
     assert "draws by rank" in output
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_copied_while_running_is_its_own_run(command):
     process = command.start_and_wait_for_step("r", 20, *JOB, "training.epochs=3000")
     shutil.copytree(command.catalog / "r", command.catalog / "copy", ignore=shutil.ignore_patterns(".live"))
