@@ -64,7 +64,9 @@ def test_declared_phases_change_nothing_but_the_time_it_takes(algorithm, collect
     assert short.bytes_sent == pytest.approx(full.bytes_sent)
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "direct", "hierarchical"])
+@pytest.mark.parametrize(
+    "algorithm", ["ring", "direct", pytest.param("hierarchical", marks=pytest.mark.slow)]
+)
 def test_16384_ranks_are_simulated(algorithm):
     found = simulate("all_reduce", algorithm, 400_000_000, Topology(16_384, 8))
     assert found.bytes_sent == pytest.approx(2 * 400_000_000, rel=1e-3)

@@ -77,7 +77,7 @@ def test_ctrl_c_then_resume_ends_in_the_same_bits(command, uninterrupted, ranks)
 
 
 @pytest.mark.parametrize("ranks", [slow(2), 3, slow(4)])
-@pytest.mark.parametrize("victim", ["launcher", "rank", slow("server")])
+@pytest.mark.parametrize("victim", [slow("launcher"), "rank", slow("server")])
 def test_kill_9_at_a_random_moment_then_resume_ends_in_the_same_bits(command, uninterrupted, victim, ranks):
     step = random.randrange(2, 330)
     process = command.start_and_wait_for_step("r", step, *LONG, f"distributed.world_size={ranks}")
@@ -207,6 +207,7 @@ def test_ranks_whose_weights_part_are_found_and_named(faulty):
     assert error.cause == "diverged"
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_so_in_console_status_and_logs_and_can_be_tried_again(command, tmp_path):
     shutil.copy(Path(__file__).with_name("own_models.py"), tmp_path)
     words = (*JOB, "training.epochs=4", "model=own_models:faulty")

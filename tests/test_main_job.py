@@ -186,6 +186,7 @@ def test_ten_runs_hold_one_copy_of_the_data_and_each_folder_is_whole(command):
     assert files[0].stat().st_mode & 0o777 == 0o444
 
 
+@pytest.mark.slow
 def test_relative_paths_and_modules_are_those_of_the_folder_the_command_was_started_in(command, tmp_path):
     (tmp_path / "words.txt").write_text("16")
     (tmp_path / "own.py").write_text(

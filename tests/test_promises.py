@@ -83,11 +83,11 @@ def test_only_loopback_is_listened_on_and_no_port_is_asked_for(command):
         assert address.split(":")[0] in ("0100007F", "00000000000000000000000001000000"), address
 
 
-def test_four_trainings_side_by_side_never_collide(command):
-    jobs = [command.start("--run-id", f"r{i}", *JOB, "training.epochs=3", f"seed={i}") for i in range(4)]
+def test_trainings_side_by_side_never_collide(command):
+    jobs = [command.start("--run-id", f"r{i}", *JOB, "training.epochs=3", f"seed={i}") for i in range(2)]
     outputs = [process.communicate(timeout=110)[0] for process in jobs]
-    assert [process.returncode for process in jobs] == [0] * 4, outputs
-    for i in range(4):
+    assert [process.returncode for process in jobs] == [0] * 2, outputs
+    for i in range(2):
         run = Run((command.catalog / f"r{i}").resolve())
         assert status.of(run).word == "succeeded"
         assert verify_seal(run) == []

@@ -30,6 +30,7 @@ def test_resuming_a_run_that_succeeded_says_so_and_writes_nothing(command):
     assert {path: path.stat().st_mtime_ns for path in command.catalog.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_change_makes_a_child_that_starts_from_the_parents_checkpoint(command):
     command.run("--run-id", "parent", *JOB, "training.epochs=2")
     output = command.run(
@@ -113,6 +114,7 @@ def test_a_running_run_is_neither_resumed_nor_started_twice(command):
     process.communicate(timeout=30)
 
 
+@pytest.mark.slow
 def test_of_two_starters_of_one_id_one_wins(command):
     both = [command.start("--run-id", "r", *JOB, "training.epochs=1") for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in both]
@@ -132,6 +134,7 @@ def test_of_two_resumes_at_once_one_wins(command):
     assert verify_seal(run_of(command, "r")) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_passed_over(command):
     process = command.start_and_wait_for_step("r", 60, *JOB, "training.epochs=3000")
     os.kill(process.pid, signal.SIGINT)

@@ -109,6 +109,7 @@ def table(seed, test_fraction, *, file: str = "rows.csv"):
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_ones_own_reads_the_file_that_is_there_now(command, tmp_path):
     (tmp_path / "own_data.py").write_text(OWN)
     for count in (60, 90):
@@ -128,6 +129,7 @@ def test_a_child_with_another_seed_says_that_its_test_split_was_seen(command):
     assert any(event["event"] == "warning" for event in events.read(run_of(command, "child")))
 
 
+@pytest.mark.slow
 def test_a_model_that_the_promise_does_not_cover_says_so(command, tmp_path):
     (tmp_path / "normed.py").write_text(
         "from torch import nn\n"

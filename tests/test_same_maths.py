@@ -112,7 +112,9 @@ def test_epochs_are_shuffled_differently():
 def test_slices_cover_everything_once():
     for count in range(12):
         for parts in range(1, 8):
-            covered = [i for index in range(parts) for i in range(count)[Shard(index, index + 1, parts).rows(count)]]
+            covered = [
+                i for index in range(parts) for i in range(count)[Shard(index, index + 1, parts).rows(count)]
+            ]
             assert covered == list(range(count))
 
 

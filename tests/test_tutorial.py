@@ -154,6 +154,7 @@ def test_it_runs_from_the_root_and_prints_what_it_makes(tutorial, command, uv):
     assert "'1.weight': [256, 16]" in said
 
 
+@pytest.mark.slow
 def test_it_runs_from_its_own_folder_without_importing_torch_and_goes_on_in_more_processes(command, uv):
     shape = (uv, "run", "pipeline.py")
     words = ("--parameters", "variants/1_process.yaml", "--run-id", "one", "--tag", "small", *TINY)
@@ -172,6 +173,7 @@ def test_it_runs_from_its_own_folder_without_importing_torch_and_goes_on_in_more
     assert read_json(command.made("two").results)["training"]["steps"] == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped_started_from_anywhere(command):
     script = "examples/tutorials/pytorch_distributed/pipeline.py"
     shape = (sys.executable, script)
@@ -189,6 +191,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_started_from_anywhere(comma
     assert all(f"\n  {path.name} " in output for path in run.path.iterdir())
 
 
+@pytest.mark.slow
 def test_eight_processes_run(command):
     words = ("num_samples=100", "input_size=4", "hidden_size=4", "epochs=1")
     command.run("--parameters", "variants/8_processes.yaml", "--run-id", "eight", *words)
