@@ -109,16 +109,6 @@ class AllReduce(Strategy):
             self.reasons.append(f"{flat.nbytes:,} bytes: {algorithm}, {reason}")
         return make("all_reduce", algorithm, self.group.rank, self.group.world_size)
 
-    def share_initial_weights(self, module: nn.Module) -> None:
-        """Rank 0's weights for all: the others contribute zeros to a sum."""
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                flat = tensor.detach().reshape(-1).clone()
-                if self.group.rank:
-                    flat.zero_()
-                self.total(flat)
-                tensor.detach().copy_(flat.view_as(tensor))
-
     def _on_gradient(self, parameter: Tensor) -> None:
         if self.invariant is not None:
             return
