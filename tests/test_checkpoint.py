@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import wait_until
 from lockstep.catalog.seal import verify_folder
 from lockstep.engine import checkpoint
 from lockstep.errors import CorruptRecord
@@ -129,25 +131,32 @@ for step in range(1, 100000):
 
 
 def test_kill_9_in_the_middle_of_saving_leaves_only_whole_checkpoints(tmp_path):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", SAVING, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    for round_number in range(8):
-        time.sleep(0.05 + 0.013 * round_number)
-        os.kill(process.pid, signal.SIGSTOP)  # as dead as killed, for what is on disk
-        time.sleep(0.01)
-        folders = sorted(tmp_path.glob("step-*"))
-        for path in folders:
-            assert verify_folder(path) == []
-            meta = checkpoint.open_verified(path)
-            assert float(meta.tensors()["model"]["weight"][0]) == meta.step
-        assert len(folders) >= 1 or round_number == 0
-        os.kill(process.pid, signal.SIGCONT)
-    process.kill()
-    process.communicate()
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            wait_until(lambda: list(tmp_path.glob("step-*")))
+            for round_number in range(8):
+                time.sleep(0.05 + 0.013 * round_number)
+                stop(process.pid)  # as dead as killed, for what is on disk
+                folders = sorted(tmp_path.glob("step-*"))
+                assert folders
+                for path in folders:
+                    assert verify_folder(path) == []
+                    meta = checkpoint.open_verified(path)
+                    assert float(meta.tensors()["model"]["weight"][0]) == meta.step
+                os.kill(process.pid, signal.SIGCONT)
+        finally:
+            process.kill()
     checkpoint.sweep(tmp_path)
     assert all(path.name.startswith("step-") for path in tmp_path.iterdir())
+
+
+def stop(pid):
+    """SIGSTOP, and wait until the kernel has carried it out."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
 def test_a_checkpoint_of_another_format_is_refused_in_words(tmp_path):

@@ -23,6 +23,7 @@ PHASES = ("starting", "data", "compute", "apply", "validation", "checkpoint", "d
 _HEADER = ("world_size", "servers", "stop_requested", "stop_after", "total_steps", "steps_per_epoch")
 _INTEGERS = (
     "step",
+    "start",
     "phase",
     "epoch",
     "samples",

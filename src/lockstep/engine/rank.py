@@ -145,6 +145,7 @@ def work(
     step = restore(job)
     started = time.monotonic()
     board.write("step", step)
+    board.write("start", step)
     board.write("first_step", started)
     metrics.write(
         "start",

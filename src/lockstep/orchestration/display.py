@@ -179,7 +179,6 @@ class _Meter:
 
     def __init__(self, board: Board, plan: dict[str, Any]) -> None:
         self._board, self._plan = board, plan
-        self._first: tuple[float, int] | None = None
 
     @property
     def step(self) -> int:
@@ -193,8 +192,8 @@ class _Meter:
             waited = time.monotonic() - self._board.number(0, "launched")
             return f"starting {self._board.world_size} ranks (importing torch) {waited:.0f} s"
         step, steps = self.step, self._plan["steps"]
-        self._first = self._first or (started, step)
-        elapsed, done = time.monotonic() - self._first[0], step - self._first[1]
+        # From what the ranks wrote, not from the first look: all the steps may lie between two looks.
+        elapsed, done = time.monotonic() - started, step - self._board.integer(0, "start")
         ranks = range(self._board.world_size)
         loss = sum(self._board.number(rank, "loss") for rank in ranks) / len(ranks)
         epoch = min(step // self._plan["steps_per_epoch"] + 1, steps // self._plan["steps_per_epoch"])
