@@ -61,7 +61,7 @@ def test_ctrl_c_then_resume_ends_in_the_same_bits(command, uninterrupted, ranks)
     output, _ = process.communicate(timeout=60)
     run = run_of(command, "r")
     assert process.returncode == 130, output
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert status.of(run).word == "interrupted"
     assert status.of(run).cause == "SIGINT"
     ends = [read_json_lines(run.metrics_file(rank))[-1] for rank in range(ranks)]

@@ -16,12 +16,15 @@ def shown(tmp_path, began_after: int) -> str:
     out = io.StringIO()
     with redirect_stdout(out):
         display = Display()
-    with Board(tmp_path / "board") as board, display.training(board, PLAN):
-        with Board(tmp_path / "board", rank=0) as rank:
-            rank.write("start", began_after)
-            rank.write("first_step", time.monotonic() - 200)
-            rank.write("loss", 0.125)
-            rank.write("step", 300)
+    with (
+        Board(tmp_path / "board") as board,
+        display.training(board, PLAN),
+        Board(tmp_path / "board", rank=0) as rank,
+    ):
+        rank.write("start", began_after)
+        rank.write("first_step", time.monotonic() - 200)
+        rank.write("loss", 0.125)
+        rank.write("step", 300)
     return out.getvalue()
 
 
