@@ -37,6 +37,7 @@ _TAKEN = {
 }
 _BUILTIN = (bool, int, float, str, list, dict)
 _NAMESPACE: dict[str, Any] = {kind.__name__: kind for kind in _BUILTIN} | {
+    "tuple": tuple,
     "Sequence": Sequence,
     "Literal": Literal,
     "Annotated": Annotated,

@@ -52,6 +52,8 @@ class Invariant:
             count = (rows.stop - rows.start) if batch.weight else 0
             if count:
                 strategy.seed_draws("shard", number)
+                if strategy.snapshots is not None:
+                    strategy.snapshots.shard = number
                 part = slice(start, start + count)
                 piece = Batch(batch.features[part], batch.labels[part], 1.0, batch.global_samples)
                 outcome = strategy.one_pass(piece)

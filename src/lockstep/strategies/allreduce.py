@@ -19,6 +19,7 @@ from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies._buckets import Bucket, Reducer, cut
 from lockstep.strategies._invariant import Invariant
+from lockstep.strategies._snapshots import Snapshots
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, open_transport
 
 
@@ -28,6 +29,8 @@ class AllReduce(Strategy):
     ``reduction: invariant`` sums eight virtual shards in one fixed order, so that the bits are the same at any
     world size; it computes each shard by itself, which costs small batches their efficiency. A compressor makes
     the training another one than the single process', and what it has left over is dropped on resume.
+    For ``snapshot_steps`` the hooks leave each gradient's norm and digest in the run's ``snapshots/``, before and
+    after the reduction, and with ``snapshot_tensors`` the gradients themselves.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class AllReduce(Strategy):
         overlap: bool = True,
         reduction: Literal["fast", "invariant"] = "fast",
         compressor: Annotated[str | dict[str, Any] | None, Plugin("compressors")] = None,
+        snapshot_steps: tuple[Annotated[int, Field(ge=1)], ...] = (),
+        snapshot_tensors: bool = False,
     ) -> None:
         super().__init__(group)
         self.algorithm, self.overlap = algorithm, overlap
@@ -57,6 +62,11 @@ class AllReduce(Strategy):
         self.buckets: list[Bucket] = []
         self.reasons: list[str] = []
         self._homes: dict[nn.Parameter, tuple[Bucket, int]] = {}
+        self._names: dict[nn.Parameter, str] = {}
+        self.snapshots: Snapshots | None = None  # of the step that goes on, where it was asked for
+        self._snapshots = Snapshots(
+            group.record / "snapshots", group.rank, [*snapshot_steps], snapshot_tensors
+        )
         self._reducer: Reducer | None = None
         self._sent = 0
 
@@ -67,7 +77,8 @@ class AllReduce(Strategy):
     def place(self, module: nn.Module) -> nn.Module:
         """Cut the parameters into buckets, give every rank rank 0's weights, and hook the gradients."""
         super().place(module)
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._names = {parameter: name for name, parameter in self._named_parameters()}
+        parameters = [*self._names]
         self.share_initial_weights(module)
         # Gradients become ready about in the reverse of the order in which the parameters are used.
         self.buckets = cut(parameters[::-1], self.bucket_bytes)
@@ -110,9 +121,11 @@ class AllReduce(Strategy):
         return make("all_reduce", algorithm, self.group.rank, self.group.world_size)
 
     def _on_gradient(self, parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter) and self._reducer is not None
+        if self.snapshots is not None and parameter.grad is not None:
+            self.snapshots.take("local", self._names[parameter], parameter.grad)
         if self.invariant is not None:
             return
-        assert isinstance(parameter, nn.Parameter) and self._reducer is not None
         bucket, place = self._homes[parameter]
         bucket.take(place)
         if bucket.is_full:
@@ -122,6 +135,7 @@ class AllReduce(Strategy):
         """One pass over this rank's slice, or one over each of its virtual shards."""
         assert self.transport is not None and self._reducer is not None
         self._sent = self.transport.wire_bytes
+        self.snapshots = self._snapshots if self._snapshots.begin(self.draws[1] + 1) else None
         if self.invariant is None:
             return super().forward_backward(batch)
         return self.invariant.passes(self, batch)
@@ -136,9 +150,20 @@ class AllReduce(Strategy):
             self._reducer.finish()
         for bucket in self.buckets:
             bucket.give_back()
+        self._leave_snapshots()
         self.sync_seconds = clock() - began
         self.wire_bytes = self.transport.wire_bytes - self._sent
         return super().sync()
+
+    def _leave_snapshots(self) -> None:
+        if self.snapshots is None:
+            return
+        self.snapshots.shard = None
+        for parameter, name in self._names.items():
+            if parameter.grad is not None:
+                self.snapshots.take("reduced", name, parameter.grad)
+        self.snapshots.write()
+        self.snapshots = None
 
     def describe(self) -> dict[str, Any]:
         """Buckets, and which algorithm was chosen for each and why."""

@@ -26,6 +26,11 @@ class Group:
     rendezvous: Path
     timeout_seconds: float
 
+    @property
+    def record(self) -> Path:
+        """The run's folder: the rendezvous stands in its ``.live/``."""
+        return self.rendezvous.parent.parent
+
 
 @dataclass(frozen=True)
 class Shard:
