@@ -112,3 +112,27 @@ def test_bytes_on_the_wire_are_what_the_ring_needs(server, tmp_path):
     size = sum(bucket["bytes"] for bucket in start["strategy"]["buckets"])
     assert line["wire_bytes"] == pytest.approx(2 * 2 / 3 * size, rel=0.02)
     assert results(run)["ranks"][0]["wire_bytes"] > 0
+
+
+def test_auto_chooses_by_the_links_that_it_is_told_of_and_records_why(server, tmp_path, reference):
+    """Slow messages want few of them (4 in turn, not 6); where bytes cost, all send the same, and fewer rounds win;
+    two machines with a slow link between them want a hierarchy."""
+    chosen = {}
+    links = {
+        "messages": "inside_alpha_us: 5000.0, inside_gb_per_second: 50.0",
+        "bytes": "inside_alpha_us: 0.001, inside_gb_per_second: 0.0001",
+        "machines": "ranks_per_machine: 2, inside_alpha_us: 0.01, between_alpha_us: 0.01, "
+        "between_gb_per_second: 0.000001",
+    }
+    for name, link in links.items():
+        run = train(
+            server, tmp_path / name, "distributed.world_size=4",
+            f"distributed.strategy={{name: allreduce, transport: tcp, {link}}}",
+        )  # fmt: skip
+        assert largest_difference(run, reference) < 1e-10
+        start = read_json_lines(run.metrics_file(0))[0]["strategy"]
+        chosen[name] = start["buckets"][0]["algorithm"]
+        assert all(
+            f": {chosen[name]}, {chosen[name]} is expected to take" in text for text in start["reasons"]
+        )
+    assert chosen == {"messages": "halving_doubling", "bytes": "direct", "machines": "hierarchical"}

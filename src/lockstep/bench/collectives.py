@@ -208,7 +208,17 @@ def table(result: dict[str, Any]) -> str:
     for name, link in result["links"].items():
         rate = 1e-9 / link["beta_seconds_per_byte"] if link["beta_seconds_per_byte"] else float("inf")
         text += f"\n{name}: alpha {link['alpha_seconds'] * 1e6:.1f} us, 1 / beta {rate:.2f} GB/s"
-    return text + f"\nadding: 1 / gamma {1e-9 / result['gamma_seconds_per_byte']:.2f} GB/s\n"
+    adding = 1e-9 / result["gamma_seconds_per_byte"]
+    text += f"\nadding: 1 / gamma {adding:.2f} GB/s\n"
+    for name, link in result["links"].items():
+        if name != "shm" and link["beta_seconds_per_byte"]:  # which reduces in place and is never chosen for
+            text += (
+                f"\nto let algorithm: auto choose by this machine's {name} (as parameters of allreduce):\n"
+                f"  {{name: allreduce, transport: {name}, inside_alpha_us: {link['alpha_seconds'] * 1e6:.3g}, "
+                f"inside_gb_per_second: {1e-9 / link['beta_seconds_per_byte']:.3g}, "
+                f"add_gb_per_second: {adding:.3g}}}\n"
+            )
+    return text
 
 
 def size_text(count: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lockstep.cli.collectives import at_least_one
 from lockstep.cli.collectives_show import add_choice
 from lockstep.collectives.schedule import PAIRS
-from lockstep.collectives.topology import BETWEEN, GAMMA_SECONDS_PER_BYTE, INSIDE, Link, Topology
+from lockstep.collectives.topology import BETWEEN, GAMMA_SECONDS_PER_BYTE, INSIDE, Topology
 from lockstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _topology(arguments: argparse.Namespace, world_size: int) -> Topology:
-    return Topology(
+    return Topology.of(
         world_size,
         arguments.ranks_per_machine,
-        Link(arguments.inside_alpha_us * 1e-6, 1e-9 / arguments.inside_gb_per_second),
-        Link(arguments.between_alpha_us * 1e-6, 1e-9 / arguments.between_gb_per_second),
-        1e-9 / arguments.add_gb_per_second,
+        (arguments.inside_alpha_us, arguments.inside_gb_per_second),
+        (arguments.between_alpha_us, arguments.between_gb_per_second),
+        arguments.add_gb_per_second,
     )
 
 

@@ -53,6 +53,19 @@ class Topology:
         """All ranks on one machine."""
         return cls(world_size, world_size)
 
+    @classmethod
+    def of(
+        cls,
+        world_size: int,
+        ranks_per_machine: int | None,
+        inside: tuple[float, float],
+        between: tuple[float, float],
+        add_gb_per_second: float,
+    ) -> "Topology":
+        """From what people write down: links as (alpha in µs, GB/s); None puts all ranks on one machine."""
+        near, far = (Link(alpha_us * 1e-6, 1e-9 / rate) for alpha_us, rate in (inside, between))
+        return cls(world_size, ranks_per_machine or world_size, near, far, 1e-9 / add_gb_per_second)
+
     @property
     def machines(self) -> int:
         """How many machines there are."""

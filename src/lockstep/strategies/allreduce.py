@@ -29,6 +29,9 @@ class AllReduce(Strategy):
     ``reduction: invariant`` sums eight virtual shards in one fixed order, so that the bits are the same at any
     world size; it computes each shard by itself, which costs small batches their efficiency. A compressor makes
     the training another one than the single process', and what it has left over is dropped on resume.
+    ``ranks_per_machine`` tells which ranks stand together, for ``hierarchical`` and for ``auto``, which chooses by
+    the costs of messages inside and between machines; they are given, not measured as the run starts, because
+    another choice would sum in another order: ``lockstep collectives bench`` measures them.
     For ``snapshot_steps`` the hooks leave each gradient's norm and digest in the run's ``snapshots/``, before and
     after the reduction, and with ``snapshot_tensors`` the gradients themselves.
     """
@@ -43,11 +46,24 @@ class AllReduce(Strategy):
         overlap: bool = True,
         reduction: Literal["fast", "invariant"] = "fast",
         compressor: Annotated[str | dict[str, Any] | None, Plugin("compressors")] = None,
+        ranks_per_machine: Annotated[int, Field(ge=1)] | None = None,
+        inside_alpha_us: Annotated[float, Field(gt=0)] = 2.0,
+        inside_gb_per_second: Annotated[float, Field(gt=0)] = 50.0,
+        between_alpha_us: Annotated[float, Field(gt=0)] = 10.0,
+        between_gb_per_second: Annotated[float, Field(gt=0)] = 12.5,
+        add_gb_per_second: Annotated[float, Field(gt=0)] = 50.0,
         snapshot_steps: tuple[Annotated[int, Field(ge=1)], ...] = (),
         snapshot_tensors: bool = False,
     ) -> None:
         super().__init__(group)
         self.algorithm, self.overlap = algorithm, overlap
+        self.topology = Topology.of(
+            group.world_size,
+            ranks_per_machine,
+            (inside_alpha_us, inside_gb_per_second),
+            (between_alpha_us, between_gb_per_second),
+            add_gb_per_second,
+        )
         self.bucket_bytes = round(bucket_mb * 1e6)
         self.compressor = None if compressor is None else self._opened(compressor)
         self.exact = self.compressor is None
@@ -114,11 +130,9 @@ class AllReduce(Strategy):
             elif self.transport.all_reduce is not None:
                 algorithm, reason = "direct", "the transport reduces in place, which no messages can better"
             else:
-                algorithm, reason = choose(
-                    "all_reduce", flat.nbytes, Topology.one_machine(self.group.world_size)
-                )
+                algorithm, reason = choose("all_reduce", flat.nbytes, self.topology)
             self.reasons.append(f"{flat.nbytes:,} bytes: {algorithm}, {reason}")
-        return make("all_reduce", algorithm, self.group.rank, self.group.world_size)
+        return make("all_reduce", algorithm, self.group.rank, self.group.world_size, self.topology)
 
     def _on_gradient(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and self._reducer is not None
