@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lockstep import parameters
+from lockstep.errors import ParametersError
 from reading import Reader, reader, refused
 
 
@@ -98,3 +99,27 @@ def test_the_difference_names_dotted_keys_and_both_values(read: Reader) -> None:
         "training.optimizer.momentum: absent -> 0.9",
     ]
     assert parameters.difference(a, a) == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_choice_within_a_choice_takes_its_options_dotted_too(order):
+    words = [
+        "distributed.strategy=allreduce",
+        "distributed.strategy.compressor=topk",
+        "distributed.strategy.compressor.ratio=0.05",
+    ][::order]
+    options = parameters.read(None, words).distributed.strategy.options
+    assert options["compressor"] == parameters.read(
+        None, ["distributed.strategy={name: allreduce, compressor: {name: topk, ratio: 0.05}}"]
+    ).distributed.strategy.options["compressor"]  # fmt: skip
+    assert options["compressor"]["ratio"] == 0.05
+
+
+def test_an_option_that_is_no_choice_still_refuses_keys_below_it():
+    with pytest.raises(ParametersError, match=r"bucket_mb"):
+        parameters.read(None, ["distributed.strategy=allreduce", "distributed.strategy.bucket_mb.size=3"])
+    with pytest.raises(ParametersError, match=r"algorithm"):
+        parameters.read(
+            None,
+            ["distributed.strategy={name: allreduce, algorithm: ring}", "distributed.strategy.algorithm.x=3"],
+        )

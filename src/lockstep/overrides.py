@@ -58,10 +58,12 @@ def apply(
     _forget_former_options(tree, overrides, beside)
     _forget_former_checkpoints(tree, overrides)
     problems = []
-    for override in overrides:
+    for override in sorted(overrides, key=_whole_before_parts):
         origins.overridden.add(override.path)
         parent: Any = tree
         for depth, key in enumerate(override.path[:-1], start=1):
+            if isinstance(parent.get(key), str) and _below_a_choice(override.path[:depth]):
+                parent[key] = {"name": parent[key]}  # compressor=topk compressor.ratio=0.01
             parent = parent.setdefault(key, {})
             if not isinstance(parent, dict):
                 section = dotted(override.path[:depth])
@@ -72,6 +74,16 @@ def apply(
         else:
             parent[override.path[-1]] = override.value
     return problems
+
+
+def _below_a_choice(path: KeyPath) -> bool:
+    """Whether a path is an option of something chosen by name: one that may itself be chosen by name."""
+    return any(path[: len(choice)] == choice and len(path) > len(choice) for choice in CHOICES)
+
+
+def _whole_before_parts(override: Override) -> int:
+    """A sort key: such an option itself comes before what is beside its name, wherever they stand."""
+    return len(override.path) if _below_a_choice(override.path) else 0
 
 
 def _forget_former_options(
