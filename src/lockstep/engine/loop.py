@@ -13,11 +13,11 @@ from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
 from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
-from lockstep.engine.metrics import Metrics, fingerprints, rss_bytes
+from lockstep.engine.metrics import Metrics, fingerprint, fingerprints, gradient_fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
 from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
-from lockstep.strategies.base import Outcome, Strategy, clock
+from lockstep.strategies.base import Batch, Outcome, Strategy, clock
 
 EVALUATION_ROWS = 8192  # at once, so that a large split does not need memory for all its activations
 
@@ -77,6 +77,8 @@ def take_step(job: Job, done: int) -> None:
     outcome = strategy.forward_backward(batch)
     norm = strategy.sync()
     stop_unless_finite(outcome, norm, done + 1, job.rank)
+    due = (done + 1) % job.parameters.training.digest_every == 0
+    digests = digests_before_update(strategy, batch) if due else {}
     board.enter("apply")
     strategy.apply()
     ended = clock()
@@ -85,9 +87,8 @@ def take_step(job: Job, done: int) -> None:
     sums[0] += outcome.loss * samples
     sums[1] += outcome.correct
     sums[2] += samples
-    digests = {}
-    if (done + 1) % job.parameters.training.digest_every == 0:
-        digests = {"parameter_digests": fingerprints(strategy.module), "rss_bytes": rss_bytes()}
+    if due:
+        digests |= digests_after_update(strategy, digests["digest_seconds"])
     sync_seconds, data_seconds = strategy.sync_seconds, fed - began
     job.metrics.write(
         "step",
@@ -108,8 +109,32 @@ def take_step(job: Job, done: int) -> None:
     )
     board.write("loss", outcome.loss)
     board.write("step", done + 1)
-    if digests and strategy.replicated:
-        job.watch.compare(done + 1, digests["parameter_digests"])  # type: ignore[arg-type]
+    if due and strategy.replicated:
+        job.watch.compare(done + 1, digests["parameter_digests"])
+
+
+def digests_before_update(strategy: Strategy, batch: Batch) -> dict[str, Any]:
+    """Fingerprints of this rank's samples, and of the gradients as the optimizer is about to be given them.
+
+    They are those of all ranks together where the strategy reduces them, and clipped. Where it does not (local
+    training, servers that hold the weights) they are this rank's own, and are called so: ranks differ in them.
+    """
+    began = clock()
+    name = "gradient_digests" if strategy.reduces_gradients else "own_gradient_digests"
+    features = fingerprint(batch.features) + fingerprint(batch.labels) if batch.weight else 0
+    prints = gradient_fingerprints(strategy.module)
+    return {"batch_digest": features, name: prints, "digest_seconds": clock() - began}
+
+
+def digests_after_update(strategy: Strategy, spent: float) -> dict[str, Any]:
+    """Fingerprints of the weights, whether they are those of all ranks, and what all fingerprints cost."""
+    began = clock()
+    return {
+        "parameter_digests": fingerprints(strategy.module),
+        "replicated": strategy.replicated,
+        "rss_bytes": rss_bytes(),
+        "digest_seconds": spent + clock() - began,
+    }
 
 
 def stop_unless_finite(outcome: Outcome, norm: float, step: int, rank: int) -> None:

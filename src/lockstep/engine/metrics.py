@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Metrics:
@@ -39,12 +39,27 @@ def rss_bytes() -> int:
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def fingerprint(tensor: Tensor) -> int:
+    """An integer sum over a tensor's bits: exact, whatever the order of the sum, 0.15 ms a megabyte.
+
+    Sums of the parts of a tensor add up (modulo 2^64) to that of the whole. It tells one set of bits from
+    another; that two are the same it shows as far as a checksum can, and SHA-256 at checkpoints proves.
+    """
+    bits = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return int(bits.detach().view(_INTEGERS[bits.element_size()]).sum(dtype=torch.int64))
+
+
 def fingerprints(module: nn.Module) -> dict[str, int]:
-    """An integer sum over the bits of each parameter: exact, independent of order, 0.15 ms a megabyte."""
+    """A fingerprint of each parameter."""
+    return {name: fingerprint(parameter) for name, parameter in module.named_parameters()}
+
+
+def gradient_fingerprints(module: nn.Module) -> dict[str, int]:
+    """A fingerprint of each gradient that there is; one that is sparse has none."""
     return {
-        name: int(parameter.detach().view(_INTEGERS[parameter.element_size()]).sum(dtype=torch.int64))
+        name: fingerprint(parameter.grad)
         for name, parameter in module.named_parameters()
-        if parameter.element_size() in _INTEGERS and not parameter.is_complex()
+        if parameter.grad is not None and parameter.grad.layout == torch.strided
     }
 
 

@@ -21,7 +21,7 @@ from lockstep.engine import lazy_dynamo
 from lockstep.engine.batches import Batches, map_split
 from lockstep.engine.divergence import Watch
 from lockstep.engine.loop import Job, train
-from lockstep.engine.metrics import Metrics, peak_rss_bytes
+from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import PRECISIONS, make_optimizer
 from lockstep.engine.restore import export, restore
 from lockstep.errors import LockstepError, RunFailed
@@ -156,6 +156,7 @@ def work(
         startup_seconds=started - board.number(index, "launched"),
         threads=torch.get_num_threads(),
         strategy=strategy.describe(),
+        parameter_digests=fingerprints(strategy.module),
     )
     step = train(job, step)
     strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns

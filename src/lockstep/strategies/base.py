@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
+from lockstep.strategies._loss import correct, summed_loss
 from lockstep.transports.base import Transport
 
 
@@ -49,7 +50,7 @@ class Shard:
 class Batch:
     """This rank's share of one global batch.
 
-    ``features`` is (samples, *shape) and ``labels`` (samples,). ``weight`` is 1, or 0 for a share that is
+    ``features`` is (samples, *shape) and ``labels`` (samples,) or (samples, length). ``weight`` is 1, or 0 for a share that is
     empty: it then holds one borrowed sample which counts for nothing, because a model must still run for
     this rank to take part in the collectives. ``global_samples`` counts the samples over all ranks.
     """
@@ -67,10 +68,13 @@ class Batch:
 
 @dataclass
 class Outcome:
-    """What a rank saw of its own share: ``loss`` is the mean over its samples, 0.0 where it had none."""
+    """What a rank saw of its own share: ``loss`` is the mean over its samples, 0.0 where it had none.
+
+    ``correct`` counts samples; one with several predictions counts by the share of them that is right.
+    """
 
     loss: float
-    correct: int
+    correct: float
 
 
 class Strategy:
@@ -78,6 +82,7 @@ class Strategy:
 
     exact = True  # equals the single process up to rounding
     draws_by_shard = False  # random draws of the forward pass do not depend on the number of ranks
+    reduces_gradients = True  # after `sync` every rank holds the gradient over all ranks
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
 
     def __init__(self, group: Group) -> None:
@@ -115,13 +120,13 @@ class Strategy:
     def one_pass(self, batch: Batch) -> Outcome:
         """Forward and backward of some rows."""
         logits = self.model(batch.features)
-        total = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        total = summed_loss(logits, batch.labels)
         self.backward(total * (batch.weight * self.gradient_scale / batch.global_samples))
         if not batch.weight:
             return Outcome(0.0, 0)
         with torch.no_grad():
-            correct = int((logits.argmax(dim=1) == batch.labels).sum())
-        return Outcome(float(total.detach()) / batch.samples, correct)
+            hits = correct(logits, batch.labels)
+        return Outcome(float(total.detach()) / batch.samples, hits)
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass; what overlaps with it, overlaps here."""

@@ -38,6 +38,8 @@ DAY_SECONDS = 86_400.0
 class ParameterServer(Strategy):
     """One worker. The servers' side is made by ``serve``."""
 
+    reduces_gradients = False  # only the servers hold the sum, each its slice of it
+
     def __init__(
         self,
         group: Group,
