@@ -1,6 +1,6 @@
 """Everyone to everyone at once: the fewest rounds, and as many messages as there are ranks.
 
-The reduce_scatter is Thakur, Rabenseifner and Gropp 2005, section 4.4 ("pairwise exchange"), in one round
+The reduce_scatter is Thakur, Rabenseifner and Gropp 2005 ("pairwise exchange"), in one round
 instead of N - 1. The broadcast is flat: the root sends the buffer to each rank in turn.
 
 ==============  ======  =============  ================  ===================================

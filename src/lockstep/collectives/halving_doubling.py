@@ -1,7 +1,7 @@
 """Recursive halving (reduce_scatter), recursive doubling back (all_gather), and one after the other (all_reduce).
 
 Rabenseifner, "Optimization of collective reduction operations", 2004; Thakur, Rabenseifner and Gropp,
-"Optimization of collective communication operations in MPICH", 2005, sections 4.1, 4.4 and 4.5.
+"Optimization of collective communication operations in MPICH", 2005.
 
 A group of ranks halves itself, each half keeping half of the chunks and sending the other half's away; so on
 in each half until every rank is alone with its own chunk. For powers of two this is the algorithm of the

@@ -1,7 +1,7 @@
 """The ring: every rank sends to the next one and receives from the one before.
 
 Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009;
-the all_gather is also in Thakur, Rabenseifner and Gropp 2005, section 4.1. The broadcast is the pipelined chain.
+the all_gather is also in Thakur, Rabenseifner and Gropp 2005. The broadcast is the pipelined chain.
 
 ==============  =============  ==============================  =====================================
 collective      rounds         sent by a rank                  of a buffer of S bytes, N ranks

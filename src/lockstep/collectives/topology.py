@@ -1,7 +1,7 @@
 """Where ranks stand, and what their links cost: the alpha-beta-gamma model of a cluster.
 
 A message of n bytes takes ``alpha + n * beta`` seconds on its link; adding n received bytes into a buffer
-takes ``n * gamma`` seconds (Hockney 1994; Thakur, Rabenseifner and Gropp 2005, section 3).
+takes ``n * gamma`` seconds (Hockney 1994; Thakur, Rabenseifner and Gropp 2005).
 """
 
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ class Coded(Compressor):
     So every element is rounded twice, however many ranks there are, and a rank sends 2 (N - 1)/N of the codes,
     as a ring sends of the gradients: the ratio is the codes' at any world size. Gathering everyone's codes
     would save the second rounding and lose the ratio (N - 1 times the codes). With error feedback the chunk's
-    owner keeps what the second rounding leaves out (Tang et al., DoubleSqueeze, ICML 2019, algorithm 1).
+    owner keeps what the second rounding leaves out (Tang et al., DoubleSqueeze, ICML 2019).
     With the codes of a chunk travels one byte for each parameter: its mark.
     """
 

@@ -1,7 +1,7 @@
 """The seam between a bucket of gradients and how little of it travels.
 
 What is left out of one step's message is kept and added to the next step's gradient ("error feedback": Seide et
-al., Interspeech 2014, section 2; Karimireddy et al., ICML 2019, algorithm 2). What is kept belongs to one rank of
+al., Interspeech 2014; Karimireddy et al., ICML 2019). What is kept belongs to one rank of
 one world size, so a checkpoint, which forgets how it was trained, does not hold it: a resumed run begins with
 nothing left over, as the first step did. So do the factors of PowerSGD.
 """

@@ -1,7 +1,7 @@
 """Half the bytes by rounding to bfloat16: the range of fp32 with 8 significant bits.
 
 Sent by a rank for n fp32 gradients: 2 (N - 1)/N * 2 n bytes, and one byte a parameter for each peer. Kalamkar et
-al., 2019 (arXiv 1905.12322), section 3.
+al., 2019 (arXiv 1905.12322).
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Half the bytes by rounding to IEEE half precision, each chunk moved into its narrow range first.
 
 Sent by a rank for n fp32 gradients: 2 (N - 1)/N * 2 n bytes, 4 for each message and one byte a parameter for each
-peer. The shift is the idea of loss scaling (Micikevicius et al., ICLR 2018, section 3.2), done per message.
+peer. The shift is the idea of loss scaling (Micikevicius et al., ICLR 2018), done per message.
 """
 
 import torch

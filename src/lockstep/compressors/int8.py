@@ -1,8 +1,8 @@
 """A quarter of the bytes: whole numbers from -127 to 127 and one scale for each block of elements.
 
 Sent by a rank for n fp32 gradients: 2 (N - 1)/N * (n + 4 n / block_elements) bytes, and one byte a parameter for
-each peer. Blocks with a scale each: Dettmers, ICLR 2016 (arXiv 1511.04561), and Alistarh et al., QSGD, NIPS 2017,
-section 4 ("bucketing"); here to the nearest, with error feedback instead of a random draw.
+each peer. Blocks with a scale each: Dettmers, ICLR 2016 (arXiv 1511.04561), and Alistarh et al., QSGD, NIPS 2017
+("bucketing"); here to the nearest, with error feedback instead of a random draw.
 """
 
 from typing import Annotated

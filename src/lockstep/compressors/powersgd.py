@@ -36,8 +36,8 @@ class _Matrix:
 class PowerSGD(Compressor):
     """``rank`` is r. Vectors, and matrices that would not become smaller, are summed as they are.
 
-    ``warm_start`` begins the power method with the last step's Q, so that it converges over the steps (section
-    3); else with a new random matrix in every step. All ranks compute the sum from the same P and Q, by the
+    ``warm_start`` begins the power method with the last step's Q, so that it converges over the steps;
+    else with a new random matrix in every step. All ranks compute the sum from the same P and Q, by the
     same instructions: on machines with different processors the bits may part, which the run's fingerprints show.
     """
 

@@ -2,8 +2,8 @@
 
 Sent by a rank for n gradients, of which k = ratio * n are chosen: (N - 1) * (k * (4 + 4) bytes + one byte a
 parameter) for fp32 (value and index). It grows with the ranks, where a ring's 2 (N - 1)/N * 4 n does not: the
-ratio is 1 / (N * ratio). Aji and Heafield, EMNLP 2017 (arXiv 1704.05021), section 3; Stich et al., "Sparsified SGD
-with memory", NeurIPS 2018 (arXiv 1809.07599), algorithm 1.
+ratio is 1 / (N * ratio). Aji and Heafield, EMNLP 2017 (arXiv 1704.05021); Stich et al., "Sparsified SGD
+with memory", NeurIPS 2018 (arXiv 1809.07599).
 """
 
 from typing import Annotated

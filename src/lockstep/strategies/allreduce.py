@@ -2,7 +2,7 @@
 
 Hooks on the parameters notice each gradient as autograd finishes it. It is copied into its bucket, and a bucket
 that is full is reduced by a second thread, in an order that is the same on every rank; the last one, for which
-nothing is left to overlap with, by the thread that waits anyway. Li et al., VLDB 2020, section 3.2.
+nothing is left to overlap with, by the thread that waits anyway. Li et al., VLDB 2020.
 """
 
 from typing import Annotated, Any, Literal

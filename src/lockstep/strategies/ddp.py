@@ -1,6 +1,6 @@
 """torch's DistributedDataParallel on gloo: gradients are all-reduced in buckets while backward goes on.
 
-Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020, section 3.
+Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020.
 """
 
 import gc
