@@ -46,7 +46,7 @@ class Invariant:
     def passes(self, strategy: "AllReduce", batch: Batch) -> Outcome:
         """A forward and backward pass over each of this rank's shards, their gradients kept apart."""
         self._gradients = {bucket.number: [] for bucket in strategy.buckets}
-        loss, correct, start = 0.0, 0, 0
+        loss, correct, start = 0.0, 0.0, 0
         for number in range(self.shard.first, self.shard.stop):
             rows = Shard(number, number + 1, SHARDS).rows(batch.global_samples)
             count = (rows.stop - rows.start) if batch.weight else 0

@@ -50,9 +50,9 @@ class Shard:
 class Batch:
     """This rank's share of one global batch.
 
-    ``features`` is (samples, *shape) and ``labels`` (samples,) or (samples, length). ``weight`` is 1, or 0 for a share that is
-    empty: it then holds one borrowed sample which counts for nothing, because a model must still run for
-    this rank to take part in the collectives. ``global_samples`` counts the samples over all ranks.
+    ``features`` is (samples, *shape) and ``labels`` (samples,) or (samples, length). ``weight`` is 1, or 0 for
+    a share that is empty: it then holds one borrowed sample which counts for nothing, because a model must still
+    run for this rank to take part in the collectives. ``global_samples`` counts the samples over all ranks.
     """
 
     features: Tensor
