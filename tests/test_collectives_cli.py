@@ -53,7 +53,7 @@ def test_the_drawing_is_well_formed_and_has_an_arrow_for_each_message(algorithm,
 def test_the_drawings_in_the_documents_are_what_the_commands_beside_them_draw(tmp_path):
     text = (ROOT / "docs" / "collectives.md").read_text()
     commands = re.findall(r"^uv run lockstep collectives (show .*) --svg (\S+)$", text, re.MULTILINE)
-    assert len(commands) >= 4
+    assert len(commands) >= 5
     for words, path in commands:
         assert run(*words.split(), "--svg", str(tmp_path / "drawing.svg")) == 0
         assert (tmp_path / "drawing.svg").read_text() == (ROOT / path).read_text(), (
@@ -157,3 +157,24 @@ assert not {"torch", "runnable", "pydantic", "yaml"} & set(sys.modules)
 def test_every_subcommand_has_a_summary():
     assert {"show", "prove", "cost"} <= set(collectives.SUBCOMMANDS)
     assert all(collectives.SUBCOMMANDS.values())
+
+
+def test_a_drawn_step_with_parameter_servers_gives_every_worker_the_sum_of_all(capsys):
+    from fractions import Fraction
+
+    from lockstep.collectives import parameter_server, plain
+
+    for workers, servers in ((1, 1), (3, 2), (5, 7)):
+        size = workers + servers
+        schedules = [parameter_server.schedule(rank, workers, servers) for rank in range(size)]
+        buffers = [
+            [Fraction(rank + 1, index + 2) if rank < workers else Fraction(0) for index in range(11)]
+            for rank in range(size)
+        ]
+        total = [sum(buffer[index] for buffer in buffers) for index in range(11)]
+        plain.run_all(schedules, buffers)
+        assert buffers[:workers] == [total] * workers
+    assert run("show", "--algorithm", "parameter_server", "--world-size", "3", "--servers", "2") == 0
+    assert "worker 2  server 1  1       added" in capsys.readouterr().out
+    assert run("show", "--algorithm", "ring", "--servers", "2") == 2
+    assert "--servers goes with" in capsys.readouterr().err

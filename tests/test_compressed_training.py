@@ -11,6 +11,7 @@ from lockstep import parameters, plugins
 from lockstep.engine.batches import map_split
 from lockstep.errors import ParametersError, RunFailed
 from lockstep.files import read_json_lines
+from lockstep.orchestration import plan
 from training import bits, final_state, results, train
 
 NAMES = plugins.names("compressors")
@@ -202,3 +203,16 @@ def test_null_is_no_compressor_and_options_stand_beside_the_name():
         assert parameters.from_value(read.to_value()) == read
     with pytest.raises(ParametersError, match="did you mean topk"):
         parameters.read(None, [strategy("topkk")])
+
+
+def test_a_sparse_compressor_under_adam_is_warned_of():
+    splits = {"train": 1000, "validation": 100, "test": 100}
+    said = []
+    for optimizer in ("adam", "sgd"):
+        words = [
+            "distributed.strategy={name: allreduce, compressor: topk}",
+            f"training.optimizer={optimizer}",
+        ]
+        said.append(plan.warnings(parameters.read(None, words), splits, 1, 64))
+    assert any("topk" in warning and "about every 100th step" in warning for warning in said[0])
+    assert not said[1]

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from lockstep.collectives.schedule import Schedule
 
 MOST_RANKS = 128
+PARAMETER_SERVER = "parameter_server"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    add_choice(parser, required=True)
+    add_choice(parser, required=True, also=(PARAMETER_SERVER,))
+    parser.add_argument(
+        "--servers",
+        metavar="COUNT",
+        type=at_least_one,
+        help="for parameter_server, beside the ranks; default: 1",
+    )
     parser.add_argument("--world-size", metavar="RANKS", type=at_least_one, default=4, help="default: 4")
     parser.add_argument(
         "--ranks-per-machine",
@@ -33,9 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON value")
 
 
-def add_choice(parser: argparse.ArgumentParser, required: bool) -> None:
+def add_choice(parser: argparse.ArgumentParser, required: bool, also: tuple[str, ...] = ()) -> None:
     """Which algorithm, and which collective."""
-    parser.add_argument("--algorithm", choices=PAIRS, required=required)
+    parser.add_argument("--algorithm", choices=[*PAIRS, *also], required=required)
     parser.add_argument("--collective", choices=COLLECTIVES, default="all_reduce", help="default: all_reduce")
 
 
@@ -70,6 +77,10 @@ def _schedules(arguments: argparse.Namespace) -> "list[Schedule]":
     size = arguments.world_size
     if size > MOST_RANKS:
         raise UsageError(f"{size:,} ranks are too many to look at; at most {MOST_RANKS}")
+    if arguments.algorithm == PARAMETER_SERVER:
+        return _with_servers(arguments, size, arguments.servers or 1)
+    if arguments.servers:
+        raise UsageError(f"--servers goes with --algorithm {PARAMETER_SERVER}")
     topology = Topology(size, arguments.ranks_per_machine or size)
     options = {"pieces": arguments.pieces} if arguments.pieces else {}
     return [
@@ -78,16 +89,27 @@ def _schedules(arguments: argparse.Namespace) -> "list[Schedule]":
     ]
 
 
+def _with_servers(arguments: argparse.Namespace, workers: int, servers: int) -> "list[Schedule]":
+    from lockstep.collectives import parameter_server
+
+    if arguments.collective != "all_reduce" or arguments.pieces or arguments.ranks_per_machine:
+        raise UsageError(f"{PARAMETER_SERVER} takes --world-size (workers) and --servers, and no other shape")
+    if workers + servers > MOST_RANKS:
+        raise UsageError(f"{workers + servers} processes are too many to look at; at most {MOST_RANKS}")
+    return [parameter_server.schedule(rank, workers, servers) for rank in range(workers + servers)]
+
+
 def _table(schedules: "Sequence[Schedule]") -> "Table":
     from lockstep.catalog.text import Table
-    from lockstep.collectives.draw import messages
+    from lockstep.collectives.draw import messages, name_of
 
+    first = schedules[0]
     rows = []
     for number, found in enumerate(messages(schedules), start=1):
         for index, message in enumerate(found):
             what = "added to what is there" if message.added else "taken as it is"
-            first = str(number) if index == 0 else ""
-            rows.append((first, str(message.source), str(message.to), message.label, what))
+            names = [name_of(first, rank).removeprefix("rank ") for rank in (message.source, message.to)]
+            rows.append((str(number) if index == 0 else "", *names, message.label, what))
     return Table(rows, ("round", "from", "to", "chunks", "by the receiver"), frozenset({0, 1, 2}))
 
 
@@ -99,6 +121,7 @@ def _value(schedules: "Sequence[Schedule]") -> dict[str, object]:
         "collective": first.collective,
         "algorithm": first.algorithm,
         "world_size": first.world_size,
+        "servers": first.servers,
         "chunks": first.chunks,
         "rounds": [
             [

@@ -67,8 +67,10 @@ def messages(schedules: Sequence[Schedule]) -> list[list[Message]]:
 def title(schedule: Schedule) -> str:
     """One line that says what is drawn."""
     rounds, chunks = len(schedule.rounds), schedule.chunks
+    ranks = _count(schedule.world_size - schedule.servers, "worker" if schedule.servers else "rank")
+    servers = f", {_count(schedule.servers, 'server')}" if schedule.servers else ""
     return (
-        f"{schedule.collective} by {schedule.algorithm}: {_count(schedule.world_size, 'rank')}, "
+        f"{schedule.collective} by {schedule.algorithm}: {ranks}{servers}, "
         f"the buffer in {_count(chunks, 'chunk')}, {_count(rounds, 'round')}"
     )
 
@@ -90,7 +92,7 @@ def svg(schedules: Sequence[Schedule]) -> str:
         for index, row in enumerate(rows):
             bands += [_arrow(message, y + GAP + ROW * index + ROW / 2) for message in row]
         y += GAP + ROW * max(len(rows), 1) + 6
-    lanes = [_column(rank, y) for rank in range(size)]
+    lanes = [_column(rank, name_of(schedules[0], rank), y) for rank in range(size)]
     height = y + 20
     return "<?xml version='1.0' encoding='UTF-8'?>\n" + el(
         "svg",
@@ -109,10 +111,18 @@ def svg(schedules: Sequence[Schedule]) -> str:
     )
 
 
-def _column(rank: int, bottom: float) -> list[Html]:
+def name_of(schedule: Schedule, rank: int) -> str:
+    """rank 3, or what a rank is where there are servers."""
+    workers = schedule.world_size - schedule.servers
+    if not schedule.servers:
+        return f"rank {rank}"
+    return f"worker {rank}" if rank < workers else f"server {rank - workers}"
+
+
+def _column(rank: int, name: str, bottom: float) -> list[Html]:
     x = _lane(rank)
     return [
-        el("text", f"rank {rank}", x=x, y=TOP - 14, class_="rank"),
+        el("text", name, x=x, y=TOP - 14, class_="rank"),
         el("line", x1=x, x2=x, y1=TOP - 6, y2=bottom, class_="lane"),
     ]
 

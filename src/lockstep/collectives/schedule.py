@@ -97,7 +97,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one rank does. ``phases`` empty means that no two rounds are known to look alike."""
+    """What one rank does. ``phases`` empty means that no two rounds are known to look alike.
+
+    The last ``servers`` ranks are parameter servers, which contribute nothing of their own.
+    """
 
     collective: str
     algorithm: str
@@ -106,6 +109,7 @@ class Schedule:
     chunks: int
     rounds: Sequence[Round]
     phases: tuple[Phase, ...] = ()
+    servers: int = 0
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,13 @@ def warnings(parameters: Parameters, splits: dict[str, int], threads: int, avail
         found.append(
             "data.validation_fraction leaves no validation samples: the final checkpoint counts as the best"
         )
+    compressor = parameters.distributed.strategy.options.get("compressor") or {}
+    if compressor.get("name") == "topk" and parameters.training.optimizer.name.startswith("adam"):
+        found.append(
+            f"topk sends an element about every {1 / compressor['ratio']:.0f}th step, with what it was left owing, and "
+            f"{parameters.training.optimizer.name} takes that for a rare large gradient: expect to need more steps "
+            "than without; training.optimizer=sgd, for which error feedback was proven, needs about as many"
+        )
     return found
 
 
