@@ -1,15 +1,23 @@
-"""Files that are either the old ones or the new ones after any crash, and text that is safe to show."""
+"""Files that are either the old ones or the new ones after any crash, and text that is safe to show.
+
+``open_plain`` and what is built on it read records that anybody may have written: no link is followed, no
+pipe is waited for, nothing larger than a stated size is taken in.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
+LARGEST_OBJECT_BYTES = 16 << 20  # of a JSON object in a record: far above any real one
+_PLAIN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe must not wait
 
 
 def sha256_of(path: Path) -> str:
@@ -69,7 +77,65 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises FileNotFoundError, or ValueError where the content is not JSON."""
-    return json.loads(path.read_bytes())
+    return parse_json(path.read_bytes())
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value. Raises ValueError for all that is not JSON, or nested deeper than can be read."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def open_plain(path: Path, depth: int = 1) -> BinaryIO:
+    """Open a plain file for reading where the last ``depth`` names of its path are no links.
+
+    With the depth of a record's file in its folder, nothing that stands in the folder can lead out of it.
+    Raises OSError for whatever else is found there: a link, a pipe, a folder, an impossible name.
+    """
+    names = path.parts[-depth:]
+    try:
+        if ".." in names:
+            raise OSError(errno.EINVAL, "leads out of its folder", str(path))
+        descriptor = os.open(path, _PLAIN) if depth == 1 else _open_below(path.parents[depth - 1], names)
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), repr(str(path))) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _open_below(folder: Path, names: tuple[str, ...]) -> int:
+    """Open a file step by step from a folder, so that no name on the way may be a link."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for index, name in enumerate(names):
+        flags = _PLAIN if index == len(names) - 1 else _PLAIN | os.O_DIRECTORY
+        try:
+            opened = os.open(name, flags, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = opened
+    return descriptor
+
+
+def read_plain(path: Path, limit: int, depth: int = 1) -> bytes:
+    """A plain file's bytes. Raises OSError as ``open_plain`` does, and where there are more than ``limit``."""
+    with open_plain(path, depth) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
+    return content
+
+
+def read_object(path: Path, depth: int = 1, limit: int = LARGEST_OBJECT_BYTES) -> dict[str, Any]:
+    """A JSON object from a plain file; empty where it is missing, torn, too large or anything else."""
+    try:
+        value = parse_json(read_plain(path, limit, depth))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -81,7 +147,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     objects = []
     for line in lines:
         try:
-            value = json.loads(line) if line else None
+            value = parse_json(line) if line else None
         except ValueError:
             continue  # a write that a kill cut short
         if isinstance(value, dict):
@@ -98,7 +164,12 @@ def contained(path: Path, folder: Path) -> Path:
 
 
 def printable(text: str) -> str:
-    """Recorded text made safe for a terminal: control characters become visible escapes."""
+    """Recorded text made safe for a terminal: control characters become visible escapes.
+
+    Also those that turn the direction of writing round, show nothing, or are no characters at all.
+    """
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}"
         for character in text

@@ -3,14 +3,18 @@
 import os
 import re
 import secrets
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lockstep.errors import UsageError
+from lockstep.files import printable
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CATALOG = ".catalog"
+MOST_CANDIDATES = 20  # of a beginning that fits several runs
+_TIME = re.compile(rb'"time":\s*"([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -172,41 +176,74 @@ def find(catalog: Path, name: str) -> Run:
     """A run by its id, a unique prefix of it, ``latest``, or the path of a run's folder elsewhere."""
     if os.sep in name or name in (".", ".."):
         folder = Path(name).resolve()
-        if (folder / "events.jsonl").is_file():
+        if _is_run(str(folder)):
             return Run(folder)
-        raise UsageError(f"{name} is not a run's folder: it has no events.jsonl")
-    runs = all_runs(catalog)
-    if not runs:
-        raise UsageError(f"no runs in {catalog} yet: uv run pipeline.py makes one")
-    if name == "latest":
+        raise UsageError(f"{printable(name)} is not a run's folder: it has no events.jsonl")
+    catalog = catalog.resolve()
+    if RUN_ID.fullmatch(name) and name != "latest" and _is_run(f"{catalog}/{name}"):
+        return Run(catalog / name)
+    if name == "latest" and (runs := all_runs(catalog)):
         return runs[0]
-    exact = [run for run in runs if run.run_id == name]
-    matches = exact or [run for run in runs if run.run_id.startswith(name)]
+    ids = sorted(run_ids(catalog), reverse=True)
+    if not ids:
+        raise UsageError(f"no runs in {catalog} yet: uv run pipeline.py makes one")
+    matches = [run_id for run_id in ids if run_id.startswith(name)] if name else ids
     if len(matches) == 1:
-        return matches[0]
+        return Run(catalog / matches[0])
     if matches:
-        some = ", ".join(run.run_id for run in matches[:5])
-        raise UsageError(f"{name!r} fits {len(matches)} runs ({some}): give more of the id")
-    newest = ", ".join(run.run_id for run in runs[:5])
-    raise UsageError(f"no run {name!r} in {catalog}; the newest are {newest}")
+        shown = "\n".join(f"  {run_id}" for run_id in matches[:MOST_CANDIDATES])
+        rest = len(matches) - MOST_CANDIDATES
+        more = f"\n  and {rest} more" if rest > 0 else ""
+        raise UsageError(f"{name!r} fits {len(matches)} runs: give more of the id\n{shown}{more}")
+    import difflib  # only for a name that is wrong
+
+    near = difflib.get_close_matches(name[:64], ids[:1000], n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    newest = ", ".join(run.run_id for run in all_runs(catalog)[:5])
+    raise UsageError(f"no run {name!r} in {catalog}; the newest are {newest}{meant}")
+
+
+def run_ids(catalog: Path) -> list[str]:
+    """The names of all folders in a catalog that hold a run's history, in no order. Links are no runs."""
+    try:
+        with os.scandir(catalog) as entries:
+            names = [entry.name for entry in entries if RUN_ID.fullmatch(entry.name) and _is_folder(entry)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if _is_run(f"{catalog}/{name}")]
 
 
 def all_runs(catalog: Path) -> list[Run]:
     """Every run of a catalog, newest first (by the time its folder was claimed, as its history tells)."""
+    catalog = catalog.resolve()
+    found = sorted(((_created(f"{catalog}/{name}"), name) for name in run_ids(catalog)), reverse=True)
+    return [Run(catalog / name) for _, name in found]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _is_run(folder: str) -> bool:
     try:
-        entries = [entry for entry in os.scandir(catalog) if RUN_ID.fullmatch(entry.name) and entry.is_dir()]
-    except FileNotFoundError:
-        return []
-    runs = [Run(Path(entry.path).resolve()) for entry in entries]
-    return sorted(
-        (run for run in runs if run.events.is_file()),
-        key=lambda run: (_created(run), run.run_id),
-        reverse=True,
-    )
+        return stat.S_ISREG(os.lstat(f"{folder}/events.jsonl").st_mode)
+    except (OSError, ValueError):
+        return False
 
 
-def _created(run: Run) -> str:
-    with run.events.open("rb") as file:
-        head = file.read(4096).split(b"\n", 1)[0]
-    found = re.search(rb'"time":\s*"([^"]+)"', head)
+def _created(folder: str) -> str:
+    """The time of the first event; empty where it cannot be read."""
+    try:
+        descriptor = os.open(
+            f"{folder}/events.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
+    except OSError:
+        return ""
+    try:
+        head = os.read(descriptor, 4096).split(b"\n", 1)[0]
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    found = _TIME.search(head)
     return found.group(1).decode(errors="replace") if found else ""

@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 from lockstep.catalog import events, status, tail
-from lockstep.catalog.listing import read_object, row
+from lockstep.catalog.listing import row
 from lockstep.catalog.report.history import Step, told_by
 from lockstep.catalog.report.values import at, mapping, objects
 from lockstep.catalog.run import Run
 from lockstep.catalog.text import cell
 from lockstep.errors import UsageError
+from lockstep.files import read_object
 
 TAIL_LINES = 20
 FILES = {

@@ -53,13 +53,18 @@ def process_identity() -> dict[str, Any]:
 
 def of(run: Run) -> Status:
     """The run's status now. Reads whatever history there is; damaged events count as absent."""
-    status, process = _from_history(run)
+    status, process = recorded(events.read(run))
     if status.word in ENDINGS:
         return status
     if linux.is_locked(run.lock):
-        return _with(status, "running", None, None)
-    status, process = _from_history(run)  # it may have ended between the two questions
-    return status if status.word in ENDINGS else _without_ending(status, process)
+        return running(status)
+    status, process = recorded(events.read(run))  # it may have ended between the two questions
+    return status if status.word in ENDINGS else without_ending(status, process)
+
+
+def running(status: Status) -> Status:
+    """The status of a run that a process holds."""
+    return _with(status, "running", None, None)
 
 
 def hold(run: Run) -> int:
@@ -137,11 +142,14 @@ def _still_in_place(run: Run, descriptor: int) -> bool:
     return stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _from_history(run: Run) -> tuple[Status, dict[str, Any]]:
-    """The last attempt as the history tells it, and its process; no type is taken on trust."""
+def recorded(history: list[dict[str, Any]]) -> tuple[Status, dict[str, Any]]:
+    """The last attempt as the history tells it, and its process; no type is taken on trust.
+
+    The status is ``unknown`` where the attempt has no end: the lock tells then, and ``without_ending``.
+    """
     status = Status("unknown")
     process: dict[str, Any] = {}
-    for event in events.read(run):
+    for event in history:
         time = _text(event.get("time"))
         if event["event"] == "started":
             given = event.get("process")
@@ -162,7 +170,7 @@ def _from_history(run: Run) -> tuple[Status, dict[str, Any]]:
     return status, process
 
 
-def _without_ending(status: Status, process: dict[str, Any]) -> Status:
+def without_ending(status: Status, process: dict[str, Any]) -> Status:
     """The status of a run that nobody holds and that did not say how it ended."""
     if not process:
         return _with(status, "killed", "process gone", "the process ended before the run had started")

@@ -1,5 +1,6 @@
 """Recorded values as text that is safe and steady on a terminal: cells, tables, times."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ def cell(value: object, widest: int = WIDEST_CELL) -> str:
         return DASH
     text = " ".join(printable(str(value)[: 4 * widest]).split())
     return text if len(text) <= widest else text[: widest - 1] + "…"
+
+
+def show_value(value: object, widest: int = WIDEST_CELL) -> str:
+    """Any recorded value on one line: also true, false, and lists as JSON writes them."""
+    if isinstance(value, bool | list | dict):
+        try:
+            value = json.dumps(json_safe(value), ensure_ascii=False, allow_nan=False)
+        except (ValueError, RecursionError):
+            return DASH
+    return cell(value, widest)
 
 
 def lines_of(value: object, most: int = 40) -> list[str]:

@@ -1,15 +1,42 @@
-"""`lockstep list`: the runs of the catalog, newest first."""
+"""`lockstep list`: the runs of the catalog, newest first, or those that are asked for."""
 
 import argparse
 from pathlib import Path
 
-from lockstep.catalog import listing
+from lockstep.catalog.list_text import table
+from lockstep.catalog.query import COLUMNS, STATUSES, Query, ask
 from lockstep.catalog.run import CATALOG, project_root
 from lockstep.cli import output
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        action="append",
+        default=[],
+        help="only runs that fit: accuracy>0.95, strategy=ddp, tag~base, training.learning_rate<=1e-3; "
+        "again for more conditions, all of which have to hold. Signs: = != < <= > >= ~ (contains) !~",
+    )
+    parser.add_argument("--tag", metavar="TAG", action="append", default=[], help="only runs with this tag")
+    parser.add_argument(
+        "--status",
+        metavar="STATUS",
+        action="append",
+        default=[],
+        help=f"only runs that are {', '.join(STATUSES)} (several: failed,killed)",
+    )
+    parser.add_argument(
+        "--since", metavar="WHEN", help="only runs made since: 12h, 7d, 2w, or 2026-11-20 (UTC)"
+    )
+    parser.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        help=f"by one of {', '.join(COLUMNS)}, or by a parameter; the best, largest or newest first, "
+        "text from a to z; COLUMN:asc or COLUMN:desc to say which",
+    )
+    parser.add_argument("--limit", metavar="N", type=int, help="at most so many runs")
     add_reading_options(parser)
 
 
@@ -30,11 +57,16 @@ def catalog_of(arguments: argparse.Namespace) -> Path:
 def run(arguments: argparse.Namespace) -> int:
     """Print the list."""
     catalog = catalog_of(arguments)
-    rows = listing.rows(catalog)
+    query = Query(
+        arguments.where, arguments.tag, arguments.status, arguments.since, arguments.sort, arguments.limit
+    )
+    answer = ask(catalog, query)
     if arguments.json:
-        output.write_json(rows)
-    elif rows:
-        output.write_table(listing.table(rows))
+        output.write_json_rows(answer.rows)
+    elif answer.rows:
+        output.write_table(table(answer.rows, answer.parameters))
+    elif answer.total:
+        output.write_line(f"none of the {answer.total:,} runs in {catalog} fits")
     else:
         output.write_line(f"no runs in {catalog} yet: uv run pipeline.py makes one")
     return 0

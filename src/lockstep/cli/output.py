@@ -2,11 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lockstep.catalog.text import Table, json_safe, plain
 
 STYLES = {"succeeded": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
+
+MOST_DRAWN = 500  # rows; rich takes seconds for thousands of them
 
 
 def write_line(text: str = "") -> None:
@@ -19,6 +22,12 @@ def write_line(text: str = "") -> None:
 def write_json(value: object) -> None:
     """The value as strict JSON in plain ASCII."""
     write_line(json.dumps(json_safe(value), indent=2, allow_nan=False))
+
+
+def write_json_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """A list of objects as strict JSON in plain ASCII, one on each line: thousands of them take no time."""
+    lines = (json.dumps(json_safe(row), allow_nan=False) for row in rows)
+    write_line("[" + ",".join(f"\n{line}" for line in lines) + ("\n]" if rows else "]"))
 
 
 def write_blocks(blocks: Iterable[tuple[str, Table | list[str]]]) -> None:
@@ -37,7 +46,7 @@ def write_blocks(blocks: Iterable[tuple[str, Table | list[str]]]) -> None:
 
 def write_table(table: Table) -> None:
     """A table in the form that suits where it goes."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or len(table.rows) > MOST_DRAWN:
         write_line(plain(table))
         return
     from rich import box

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from lockstep import files
-from lockstep.catalog.report.page import document
-from lockstep.catalog.report.read import load
 from lockstep.catalog.run import Run
 
 __all__ = ["render", "write"]
@@ -12,6 +10,9 @@ __all__ = ["render", "write"]
 
 def render(run: Run) -> str:
     """The page as text. What is missing, torn or hostile in the folder is said on the page, never raised."""
+    from lockstep.catalog.report.page import document  # drawing is large; other readers need only the values
+    from lockstep.catalog.report.read import load
+
     return document(load(run))
 
 

@@ -1,0 +1,108 @@
+"""A cache beside the runs, so that ten thousand of them are listed without opening ten thousand files.
+
+The folders are the truth. An entry counts only while the files that it was read from have the same inode,
+size and times as then; files that changed a moment ago are not cached at all, because the clock may not tell
+the next change from the last. Whatever is wrong with a cache, it is as if it were not there. Deleting it
+costs the time of one slower listing. See docs/adr/0008-a-cache-for-lists.md.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lockstep import __version__
+from lockstep.files import parse_json, read_plain, temporary_beside
+
+FORMAT = 1
+LARGEST_BYTES = 512 << 20
+SETTLED_SECONDS = 2.0  # a file's times are coarser than its changes: younger ones may change unseen
+WORTH_WRITING = 32  # entries read anew; fewer cost less to read again than the cache costs to write
+
+Entry = list[Any]
+"""The signature of the files, then what was read from them."""
+
+
+class Index:
+    """Entries of one kind by run id, for one catalog. Reads at once; ``close`` writes when it is worth it."""
+
+    def __init__(self, catalog: Path, kind: str, settled_before: float, good: Callable[[Any], bool]) -> None:
+        self._path = catalog / f".index-{kind}"
+        self._kind = kind
+        self._settled_before = settled_before - SETTLED_SECONDS
+        self._good = good
+        self._old = self._load()
+        self._new: dict[str, Entry] = {}
+        self._added = 0
+
+    def get(self, run_id: str, files: tuple[str, ...], read: Callable[[], Any]) -> Any:
+        """What ``read`` gives for a run, or gave when these files were as they are now."""
+        signature, youngest = signature_of(files)
+        entry = self._old.get(run_id)
+        if (
+            type(entry) is list
+            and len(entry) == 2
+            and entry[0] == signature
+            and youngest < self._settled_before
+            and self._good(entry[1])
+        ):
+            self._new[run_id] = entry
+            return entry[1]
+        value = read()
+        # Read between two looks at the files: what changed meanwhile is not what the signature stands for.
+        if youngest < self._settled_before and signature_of(files)[0] == signature:
+            self._new[run_id] = [signature, value]
+            self._added += 1
+        return value
+
+    def close(self) -> None:
+        """Write the entries of this pass, where many are new. A catalog that cannot be written is left alone."""
+        if self._added < WORTH_WRITING:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            # Another user's catalog gets no files of ours, which that user could not replace.
+            if self._path.parent.stat().st_uid == os.geteuid():
+                self._write()
+
+    def _write(self) -> None:
+        body = json.dumps(self._new, separators=(",", ":"), allow_nan=False).encode()
+        head = json.dumps({**self._head(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
+        with temporary_beside(self._path) as temporary:
+            temporary.write_bytes(head + b"\n" + body)
+            temporary.chmod(0o644)
+            temporary.replace(self._path)
+
+    def _load(self) -> Mapping[str, Entry]:
+        try:
+            head, _, body = read_plain(self._path, LARGEST_BYTES).partition(b"\n")
+            found = parse_json(head)
+            if found != {**self._head(), "sha256": hashlib.sha256(body).hexdigest()}:
+                return {}
+            entries = parse_json(body)
+        except (OSError, ValueError):
+            return {}
+        return entries if isinstance(entries, dict) else {}
+
+    def _head(self) -> dict[str, Any]:
+        return {"index": self._kind, "format": FORMAT, "lockstep": __version__}
+
+
+def signature_of(files: tuple[str, ...]) -> tuple[str, float]:
+    """What changes when the files do, and the time of their last change in seconds since 1970."""
+    parts = []
+    youngest = 0
+    for file in files:
+        try:
+            found = os.lstat(file)
+        except (OSError, ValueError):
+            parts.append("-")
+            continue
+        kind = "" if stat.S_ISREG(found.st_mode) else "no file "
+        changed, moved = found.st_mtime_ns, found.st_ctime_ns
+        parts.append(f"{kind}{found.st_ino:x}.{found.st_size:x}.{changed:x}.{moved:x}")
+        youngest = max(youngest, changed, moved)
+    return " ".join(parts), youngest / 1e9
