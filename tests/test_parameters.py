@@ -25,8 +25,13 @@ def test_every_default_is_written_out() -> None:
     value = parameters.read(None).to_value()
     assert value == {
         "seed": 42,
-        "data": {"name": "digits", "validation_fraction": 0.1, "test_fraction": 0.2},
-        "model": {"name": "mlp", "hidden_sizes": [256, 256], "dropout": 0.0},
+        "data": {
+            "name": "digits",
+            "validation_fraction": 0.1,
+            "test_fraction": 0.2,
+            "augmentation": {"crop_padding": 0, "flip": False, "crop_scale": None},
+        },
+        "model": {"name": "mlp", "weights": None, "hidden_sizes": [256, 256], "dropout": 0.0},
         "training": {
             "epochs": 30,
             "global_batch_size": 128,

@@ -35,11 +35,33 @@ class Choice(Section):
     options: dict[str, Any]
 
 
+class Augmentation(Section):
+    """How training images are varied: a function of (seed, epoch, sample), so the same at any world size."""
+
+    crop_padding: Annotated[int, Field(ge=0, le=1024)] = 0  # pixels added on each side before the crop
+    flip: bool = False  # mirror half of the images, left to right
+    crop_scale: (
+        Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] | None
+    ) = None  # an image folder's: cut out this share of the image, of another shape, and scale that up
+
+    @property
+    def on_pixels(self) -> bool:
+        """Whether anything is done to an image that is read already."""
+        return bool(self.crop_padding or self.flip)
+
+
 class Data(Choice):
-    """The dataset, and how much of it is kept from training."""
+    """The dataset, how much of it is kept from training, and how what is left is varied."""
 
     validation_fraction: Share = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    augmentation: Augmentation = Augmentation()
+
+
+class Model(Choice):
+    """The model, and the weights that it starts from: a file with a plain state dict, or null for random ones."""
+
+    weights: str | None = None
 
 
 class Training(Section):
@@ -80,7 +102,7 @@ class Parameters(Section):
 
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 42
     data: Data
-    model: Choice
+    model: Model
     training: Training
     distributed: Distributed
     checkpoint: Checkpoint = Checkpoint()
@@ -146,7 +168,8 @@ def _build(given: Mapping[str, Any], changes: Sequence[overrides.Override], orig
 
 def _beside(path: KeyPath) -> tuple[str, ...]:
     """The keys of a choice that are not options of what is chosen."""
-    model = Data if path == ("data",) else Choice
+    models: dict[KeyPath, type[Choice]] = {("data",): Data, ("model",): Model}
+    model = models.get(path, Choice)
     return tuple(key for key in model.model_fields if key != "options")
 
 
@@ -231,7 +254,7 @@ def _conflicts(parameters: Parameters) -> list[Problem]:
 
 def _plain(value: object) -> object:
     if isinstance(value, Choice):
-        beside = {key: getattr(value, key) for key in type(value).model_fields if key != "options"}
+        beside = {key: _plain(getattr(value, key)) for key in type(value).model_fields if key != "options"}
         return {"name": value.name, **beside, **copy.deepcopy(value.options)}
     if isinstance(value, Section):
         return {key: _plain(getattr(value, key)) for key in type(value).model_fields}

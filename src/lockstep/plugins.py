@@ -29,8 +29,8 @@ REQUIRED = inspect.Parameter.empty  # the default of an option that has none
 
 # What an option may not be called: keys that stand beside it, and what the program itself passes by position.
 _TAKEN = {
-    "models": {"name", "input_shape", "num_classes"},
-    "datasets": {"name", "validation_fraction", "test_fraction", "seed"},
+    "models": {"name", "input_shape", "num_classes", "weights"},
+    "datasets": {"name", "validation_fraction", "test_fraction", "augmentation", "seed"},
     "strategies": {"name", "group"},
     "transports": {"name", "group"},
     "compressors": {"name"},

@@ -1,5 +1,7 @@
 """Evaluating a finished run, in one process of its own, from what is on disk and never from memory."""
 
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ from torch import Tensor
 
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
-from lockstep.engine.batches import map_split
 from lockstep.engine.checkpoint import Checkpoint
-from lockstep.engine.loop import evaluate
+from lockstep.engine.features import Features, open_splits
+from lockstep.engine.judging import Seen, evaluate
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.engine.rank import launched, make_module
 from lockstep.errors import RunFailed
@@ -18,6 +20,7 @@ from lockstep.files import read_json, write_json
 from lockstep.parameters import Parameters, read
 
 LOG = "evaluator.log"
+MOST_IN_TABLE = 256  # classes
 RESULT = "evaluation.json"  # in the live folder: the pipeline moves it into the results
 
 
@@ -32,29 +35,36 @@ def main(index: int, run_path: str, parent_pid: int) -> None:
 
 def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
     """The ``evaluation`` part of the results."""
-    classes = read_json(run.data / "data.json")["classes"]
+    data = read_json(run.data / "data.json")
     final, passed_over = checkpoint.newest(run.checkpoints)
     if final is None:
         raise RunFailed("; ".join(["there is no checkpoint to evaluate", *passed_over]))
     best = final
     if final.meta["best"] and final.meta["best"]["step"] != final.step:
         best = checkpoint.open_verified(run.checkpoints / checkpoint.folder_name(final.meta["best"]["step"]))
-    precision = PRECISIONS[parameters.training.precision]
-    splits = {
-        name: map_split(run.data / f"{name}.safetensors", precision)
-        for name in ("train", "validation", "test")
-    }
+    splits = open_splits(
+        run.data,
+        ("train", "validation", "test"),
+        PRECISIONS[parameters.training.precision],
+        parameters.data.augmentation,
+        parameters.seed,
+    )
+    rows = -(-parameters.training.global_batch_size // parameters.distributed.world_size)
     module = make_module(run, parameters)
-    judged = judge(module, final, splits, classes)
+    judged = judge(module, final, splits, data, rows)
     return {
-        "classes": classes,
+        "classes": data["classes"],
         "final": judged,
-        "best": judged if best is final else judge(module, best, splits, classes),
+        "best": judged if best is final else judge(module, best, splits, data, rows),
     }
 
 
 def judge(
-    module: torch.nn.Module, found: Checkpoint, splits: dict[str, tuple[Tensor, Tensor]], classes: list[str]
+    module: torch.nn.Module,
+    found: Checkpoint,
+    splits: dict[str, tuple[Features, Tensor]],
+    data: dict[str, Any],
+    trained_rows: int,
 ) -> dict[str, Any]:
     """Loss and accuracy of one checkpoint on each split; on test also who was taken for whom."""
     module.load_state_dict(found.tensors()["model"])
@@ -63,22 +73,56 @@ def judge(
         if not len(labels):
             result[name] = None
             continue
-        loss, predicted = evaluate(module, features, labels)
-        result[name] = {
-            "loss": loss / len(labels),
-            "accuracy": int((predicted == labels).sum()) / len(labels),
-            "samples": len(labels),
-        }
-        if name == "test":
-            confusion = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
-            counts = confusion.reshape(len(classes), len(classes))
-            result[name] |= {"confusion": counts.tolist(), "per_class": per_class(counts, classes)}
+        counted = Counted(data["classes"], labels) if name == "test" else None
+        seen = evaluate(module, features, labels, trained_rows=trained_rows, look=counted)
+        result[name] = seen.means() | of_tokens(seen, data)
+        if counted is not None:
+            result[name] |= counted.tables()
     return result
 
 
-def per_class(confusion: Tensor, classes: list[str]) -> list[dict[str, Any]]:
-    """Precision and recall of each class from a (true, predicted) table; None where there is nothing to divide by."""
-    hits, predicted, support = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
+def of_tokens(seen: Seen, data: dict[str, Any]) -> dict[str, float]:
+    """What language models are compared by: bits for each token, and perplexity (infinite: left out)."""
+    if data.get("kind") != "tokens":
+        return {}
+    loss = seen.loss / seen.samples  # nats for each token
+    exact = {"perplexity": math.exp(loss)} if loss < math.log(sys.float_info.max) else {}
+    return {f"bits_per_{data['token']}": loss / math.log(2), **exact}
+
+
+class Counted:
+    """Counts who was taken for whom, where a sample has one label; who is right for how many, in any case."""
+
+    def __init__(self, classes: list[str], labels: Tensor) -> None:
+        self.classes, many = classes, len(classes)
+        # With many classes the table would be larger than the rest of the record, and nobody could read it.
+        self.confusion = torch.zeros(many, many, dtype=torch.int64) if many <= MOST_IN_TABLE else None
+        self.hits, self.predicted, self.support = torch.zeros(3, many, dtype=torch.int64)
+        self.wanted = labels.dim() == 1
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> None:
+        """Take in one pass."""
+        if not self.wanted:
+            return
+        predicted, many = logits.argmax(dim=1).cpu(), len(self.classes)
+        labels = labels.cpu()
+        self.hits += torch.bincount(labels[predicted == labels], minlength=many)
+        self.predicted += torch.bincount(predicted, minlength=many)
+        self.support += torch.bincount(labels, minlength=many)
+        if self.confusion is not None:
+            pairs = torch.bincount(labels * many + predicted, minlength=many * many)
+            self.confusion += pairs.view(many, many)
+
+    def tables(self) -> dict[str, Any]:
+        """``confusion`` (rows are the true classes), and precision and recall of each class."""
+        if not self.wanted:
+            return {}
+        matrix = {} if self.confusion is None else {"confusion": self.confusion.tolist()}
+        return matrix | {"per_class": per_class(self.hits, self.predicted, self.support, self.classes)}
+
+
+def per_class(hits: Tensor, predicted: Tensor, support: Tensor, classes: list[str]) -> list[dict[str, Any]]:
+    """Precision and recall of each class; None where there is nothing to divide by."""
     return [
         {
             "class": name,

@@ -6,20 +6,20 @@ from time import process_time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
 from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
+from lockstep.engine.features import Features
+from lockstep.engine.judging import Seen, evaluate
 from lockstep.engine.metrics import Metrics, fingerprint, fingerprints, gradient_fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
 from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
 from lockstep.strategies.base import Batch, Outcome, Strategy, clock
-
-EVALUATION_ROWS = 8192  # at once, so that a large split does not need memory for all its activations
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Job:
     parameters: Parameters
     strategy: Strategy
     batches: Batches
-    validation: tuple[Tensor, Tensor]
+    validation: tuple[Features, Tensor]
     board: Board
     metrics: Metrics
     watch: Watch
@@ -149,52 +149,33 @@ def stop_unless_finite(outcome: Outcome, norm: float, step: int, rank: int) -> N
     )
 
 
-@torch.no_grad()
-def evaluate(module: nn.Module, features: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-    """(summed loss, predicted class of each row) of a split or a slice of one, in evaluation mode."""
-    training = module.training
-    module.eval()
-    loss, predicted = 0.0, []
-    for start in range(0, len(labels), EVALUATION_ROWS):
-        rows = slice(start, start + EVALUATION_ROWS)
-        logits = module(features[rows])
-        loss += float(nn.functional.cross_entropy(logits, labels[rows], reduction="sum"))
-        predicted.append(logits.argmax(dim=1))
-    module.train(training)
-    return loss, torch.cat(predicted) if predicted else labels[:0]
-
-
 def end_epoch(job: Job, step: int) -> None:
     """Validate this rank's share, agree on the whole split's loss, and note it for the checkpoint."""
     job.board.enter("validation")
     epoch = step // job.batches.steps_per_epoch
     features, labels = job.validation
-    rows = job.strategy.shard().rows(len(labels))
-    loss, predicted = evaluate(job.strategy.module, features[rows], labels[rows])
-    correct = int((predicted == labels[rows]).sum())
-    total = job.strategy.total(torch.tensor([loss], dtype=torch.float64)) if len(labels) else None
+    ranks = job.parameters.distributed.world_size
+    trained_rows = -(-job.parameters.training.global_batch_size // ranks)
+    shard = job.strategy.shard()
+    seen = evaluate(job.strategy.module, features, labels, shard=shard, trained_rows=trained_rows)
+    total = job.strategy.total(torch.tensor([seen.loss], dtype=torch.float64)) if len(labels) else None
     if total is not None:
         value = float(total) / len(labels)
         if math.isfinite(value):
             job.validated = {"step": step, "epoch": epoch, "validation_loss": value}
     now = clock()
-    train_loss, train_correct, train_samples = job.epoch_sums
+    loss, correct, samples = job.epoch_sums
     job.metrics.write(
         "epoch",
         epoch=epoch,
         step=step,
         seconds=now - job.epoch_began,
-        train=_means(train_loss, train_correct, int(train_samples)),
-        validation=_means(loss, correct, len(labels[rows])),
+        train=Seen(loss, correct, int(samples)).means(),
+        validation=seen.means(),
     )
     job.epoch_sums = [0.0, 0.0, 0.0]
     job.epoch_began = now
     job.board.write("epoch", epoch)
-
-
-def _means(loss: float, correct: float, samples: int) -> dict[str, float | int]:
-    """Loss and accuracy over this rank's samples; zeros where it had none, so that they count for nothing."""
-    return {"loss": loss / max(samples, 1), "accuracy": correct / max(samples, 1), "samples": samples}
 
 
 def checkpoint_due(job: Job, step: int) -> bool:

@@ -18,8 +18,9 @@ from lockstep import plugins
 from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine import lazy_dynamo
-from lockstep.engine.batches import Batches, map_split
+from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
+from lockstep.engine.features import open_splits
 from lockstep.engine.loop import Job, train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import PRECISIONS, make_optimizer
@@ -125,9 +126,11 @@ def work(
     group = Group(index, options.world_size, run.live / f"rendezvous-{attempt}", options.timeout_seconds)
     strategy: Strategy = plugins.load("strategies", options.strategy.name)(group, **options.strategy.options)
     precision = PRECISIONS[parameters.training.precision]
-    features, labels = map_split(run.data / "train.safetensors", precision)
+    splits = open_splits(
+        run.data, ("train", "validation"), precision, parameters.data.augmentation, parameters.seed
+    )
     batches = Batches(
-        features, labels, parameters.seed, parameters.training.global_batch_size, strategy.shard()
+        *splits["train"], parameters.seed, parameters.training.global_batch_size, strategy.shard()
     )
     build_model(run, parameters, strategy, batches)
     job = Job(
@@ -135,7 +138,7 @@ def work(
         parameters=parameters,
         strategy=strategy,
         batches=batches,
-        validation=map_split(run.data / "validation.safetensors", precision),
+        validation=splits["validation"],
         board=board,
         metrics=metrics,
         watch=Watch(run, board, attempt),
