@@ -22,11 +22,13 @@ def quantity(text: str, kind: str, where: str) -> float:
         found = _date(text)
         allowed = "a date: 2026-11-20, or 2026-11-20T12:30"
     elif kind == "seconds":
-        found = _length(text) if _length(text) is not None else _figure(text)
+        length = _length(text)
+        found = _figure(text) if length is None else length
         allowed = "seconds, or a number with ms, s, min, h, d or w: 10min"
-    elif kind == "share" and text.endswith("%"):
-        found = _figure(text[:-1])
-        found, allowed = None if found is None else found / 100, "a number or a percentage: 0.95 or 95%"
+    elif kind == "share":
+        percent = _figure(text[:-1]) if text.endswith("%") else None
+        found = _figure(text) if percent is None else percent / 100
+        allowed = "a number or a percentage: 0.95 or 95%"
     else:
         found, allowed = _figure(text), "a number: 0.95"
     if found is None:
