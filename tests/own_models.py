@@ -1,5 +1,6 @@
 """Models of a user's own, for tests: one that misbehaves, and one whose weights are used unevenly."""
 
+import math
 import os
 import time
 
@@ -58,3 +59,22 @@ class Odd(nn.Module):
 
 def odd(input_shape, num_classes):
     return Odd(input_shape[0], num_classes)
+
+
+def loud(input_shape, num_classes):
+    """A model whose gradients overflow in fp16 until the loss is scaled by a good deal less."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(input_shape), 8), Times(300.0), nn.Linear(8, num_classes)
+    )
+
+
+class Times(nn.Module):
+    """Multiplies what goes through, and with it the gradients that come back."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, values):
+        """Of any shape."""
+        return values * self.factor

@@ -73,7 +73,8 @@ class Training(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 0.001
     schedule: Choice
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    precision: Literal["fp32", "fp64"] = "fp32"
+    micro_batch_size: Count | None = None  # samples in one pass of a rank; null: its whole share
+    precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"  # the last two: passes only, weights stay fp32
     digest_every: Count = 50  # steps between fingerprints of the weights
 
 

@@ -6,7 +6,7 @@ N to N + S - 1 begin at zero, hold a chunk each, and put their update between th
 Rounds: 2. Sent by a worker: the buffer once; by a server: N / S of it (N buffers in all, whatever S is).
 """
 
-from lockstep.collectives.schedule import Rounds, Schedule, Transfer
+from lockstep.collectives.schedule import Kind, Rounds, Schedule, Transfer
 from lockstep.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def schedule(rank: int, workers: int, servers: int) -> Schedule:
     def compute(number: int) -> tuple[Transfer, ...]:
         """Round 0 pushes gradients, round 1 pulls weights."""
         if rank < workers:
-            kind = "send" if number == 0 else "receive"
+            kind: Kind = "send" if number == 0 else "receive"
             return tuple(Transfer(workers + chunk, range(chunk, chunk + 1), kind) for chunk in range(servers))
         own = range(rank - workers, rank - workers + 1)
         return tuple(

@@ -105,6 +105,7 @@ def take_step(job: Job, done: int) -> None:
         data_seconds=data_seconds,
         cpu_seconds=process_time() - cpu_began,
         wire_bytes=strategy.wire_bytes,
+        **strategy.passes.loss_scale.notes(),
         **digests,
     )
     board.write("loss", outcome.loss)
@@ -214,6 +215,7 @@ def save(job: Job, step: int) -> None:
             "learning_rate": learning_rate(training, max(step, 1), job.steps),
         },
         "precision": training.precision,
+        "loss_scale": job.strategy.passes.loss_scale.state(),
         "seed": job.parameters.seed,
         "made_by": {
             "run_id": job.run.run_id,

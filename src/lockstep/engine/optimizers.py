@@ -8,7 +8,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lockstep.parameters import Training
 
-PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64}
+PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32, "fp16": torch.float32}
+"""What parameters, gradients and optimizer state are kept in: mixed precision keeps them whole."""
 
 
 def make_optimizer(training: Training, module: nn.Module) -> Optimizer:

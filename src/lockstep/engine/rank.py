@@ -184,6 +184,12 @@ def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: B
     initial = {name: value.clone() for name, value in module.state_dict().items()}
     strategy.place(module)
     strategy.max_grad_norm = parameters.training.max_grad_norm
+    strategy.passes.choose(parameters.training.precision, parameters.training.micro_batch_size)
+    if strategy.passes.loss_scale.on and not strategy.scales_loss:
+        raise RunFailed(
+            f"training.precision: fp16 needs its loss scaled and {parameters.distributed.strategy.name} does not; "
+            "allowed with it: fp32, bf16, fp64"
+        )
     strategy.settle(batches(0))
     module.load_state_dict(initial)
     strategy.optimizer = make_optimizer(parameters.training, module)

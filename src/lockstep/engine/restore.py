@@ -48,6 +48,7 @@ def restore(job: Job) -> int:
         return 0
     with fitting(found):
         job.strategy.load(state_of(found, job.parameters))
+    job.strategy.passes.loss_scale.load(found.meta.get("loss_scale"))
     if found.path.parent == job.run.checkpoints:
         job.best = found.meta["best"]
         job.saved_step = found.step

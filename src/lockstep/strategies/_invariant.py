@@ -56,7 +56,7 @@ class Invariant:
                     strategy.snapshots.shard = number
                 part = slice(start, start + count)
                 piece = Batch(batch.features[part], batch.labels[part], 1.0, batch.global_samples)
-                outcome = strategy.one_pass(piece)
+                outcome = strategy.accumulate(piece)
                 loss += outcome.loss * count
                 correct += outcome.correct
             start += count

@@ -5,6 +5,8 @@ that is full is reduced by a second thread, in an order that is the same on ever
 nothing is left to overlap with, by the thread that waits anyway. Li et al., VLDB 2020.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -85,6 +87,7 @@ class AllReduce(Strategy):
         )
         self._reducer: Reducer | None = None
         self._sent = 0
+        self._accumulating = False
 
     def shard(self) -> Shard:
         """One slice a rank; its virtual shards where the reduction is invariant."""
@@ -136,6 +139,8 @@ class AllReduce(Strategy):
 
     def _on_gradient(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and self._reducer is not None
+        if self._accumulating:
+            return
         if self.snapshots is not None and parameter.grad is not None:
             self.snapshots.take("local", self._names[parameter], parameter.grad)
         if self.invariant is not None:
@@ -144,6 +149,15 @@ class AllReduce(Strategy):
         bucket.take(place)
         if bucket.is_full:
             self._reducer.on_full()
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """The hooks leave the gradients where autograd adds them up."""
+        self._accumulating = True
+        try:
+            yield
+        finally:
+            self._accumulating = False
 
     def forward_backward(self, batch: Batch) -> Outcome:
         """One pass over this rank's slice, or one over each of its virtual shards."""

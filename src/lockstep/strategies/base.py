@@ -1,8 +1,9 @@
 """The seam between the training loop and the ways of sharing its work. The defaults are the single process."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
 from lockstep.strategies._loss import correct, summed_loss
+from lockstep.strategies._passes import Passes
 from lockstep.transports.base import Transport
 
 
@@ -65,6 +67,15 @@ class Batch:
         """How many samples of this share count."""
         return len(self.labels) if self.weight else 0
 
+    def micro_batches(self, size: int | None) -> "list[Batch]":
+        """Pieces of at most ``size`` samples, their sizes differing by one at most; None: in one piece."""
+        rows = len(self.labels)
+        if size is None or rows <= size:
+            return [self]
+        count = -(-rows // size)
+        pieces = (Shard(number, number + 1, count).rows(rows) for number in range(count))
+        return [replace(self, features=self.features[piece], labels=self.labels[piece]) for piece in pieces]
+
 
 @dataclass
 class Outcome:
@@ -83,6 +94,7 @@ class Strategy:
     exact = True  # equals the single process up to rounding
     draws_by_shard = False  # random draws of the forward pass do not depend on the number of ranks
     reduces_gradients = True  # after `sync` every rank holds the gradient over all ranks
+    scales_loss = True  # `sync` sees scaled gradients, and may find that they overflowed
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
 
     def __init__(self, group: Group) -> None:
@@ -91,6 +103,7 @@ class Strategy:
         self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
         self.optimizer: Optimizer | None = None
         self.max_grad_norm: float | None = None
+        self.passes = Passes()
         self.transport: Transport | None = None  # where it has one of ours
         self.draws: tuple[int, int] = (0, 0)  # (seed, step): what random draws of the next pass are keyed by
         self.sync_seconds = 0.0  # of the last step: spent with no gradient of its own left to compute
@@ -111,7 +124,22 @@ class Strategy:
     def forward_backward(self, batch: Batch) -> Outcome:
         """Leave in ``.grad`` this rank's part of the gradient of the mean loss over the *global* batch."""
         self.seed_draws("rank", self.group.rank)
-        return self.one_pass(batch)
+        return self.accumulate(batch)
+
+    def accumulate(self, batch: Batch) -> Outcome:
+        """Forward and backward in micro-batches; what the ranks reduce, they reduce in the last one's."""
+        pieces = batch.micro_batches(self.passes.micro_batch_size)
+        loss, hits = 0.0, 0.0
+        for number, piece in enumerate(pieces, start=1):
+            with self.accumulating() if number < len(pieces) else contextlib.nullcontext():
+                outcome = self.one_pass(piece)
+            loss += outcome.loss * piece.samples
+            hits += outcome.correct
+        return Outcome(loss / batch.samples if batch.samples else 0.0, hits)
+
+    def accumulating(self) -> contextlib.AbstractContextManager[object]:
+        """Around the forward and backward pass of every micro-batch but the last: gradients stay here."""
+        return contextlib.nullcontext()
 
     def seed_draws(self, kind: str, number: int) -> None:
         """No generator state is saved: what the forward pass draws depends on (seed, step, who) alone."""
@@ -119,9 +147,11 @@ class Strategy:
 
     def one_pass(self, batch: Batch) -> Outcome:
         """Forward and backward of some rows."""
-        logits = self.model(batch.features)
-        total = summed_loss(logits, batch.labels)
-        self.backward(total * (batch.weight * self.gradient_scale / batch.global_samples))
+        with self.passes.autocast():
+            logits = self.model(batch.features)
+        total = summed_loss(self.passes.full_precision(logits), batch.labels)
+        scale = self.gradient_scale * self.passes.loss_scale.value
+        self.backward(total * (batch.weight * scale / batch.global_samples))
         if not batch.weight:
             return Outcome(0.0, 0)
         with torch.no_grad():
@@ -141,7 +171,7 @@ class Strategy:
         """Make the gradients agree over the ranks and clip them; returns their norm before clipping."""
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        value = float(norm)
+        value = self.passes.loss_scale.undo(gradients, float(norm))
         if self.max_grad_norm is not None and value > self.max_grad_norm:
             torch._foreach_mul_(gradients, self.max_grad_norm / value)
         return value
@@ -149,7 +179,8 @@ class Strategy:
     def apply(self) -> None:
         """The optimizer's step."""
         assert self.optimizer is not None
-        self.optimizer.step()
+        if not self.passes.loss_scale.overflowed:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def steps_to_meeting(self, done: int) -> int | None:  # noqa: ARG002 - one step here, whichever it is

@@ -3,6 +3,7 @@
 Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020.
 """
 
+import contextlib
 import gc
 import os
 from datetime import timedelta
@@ -55,6 +56,11 @@ class Ddp(Strategy):
         # gloo's all-reduce moves the least that any can (TCP headers aside); its counters are not exposed.
         self.wire_bytes = round(2 * (ranks - 1) / ranks * gradient_bytes)
         return self.model
+
+    def accumulating(self) -> contextlib.AbstractContextManager[object]:
+        """No all-reduce in this backward pass."""
+        no_sync: contextlib.AbstractContextManager[object] = self.model.no_sync()  # type: ignore[operator]
+        return no_sync
 
     def _note_gradient(self, _: Tensor) -> None:
         self._ready = clock()

@@ -29,6 +29,7 @@ from lockstep.transports.base import Label
 class LocalSgd(Strategy):
     """``every`` steps the weights are averaged, weighted by the samples that each rank saw since the last time."""
 
+    scales_loss = False  # the ranks would each have a scale of their own
     reduces_gradients = False  # each rank's optimizer is given its own
     exact = False  # only SGD without momentum that averages at every step is the single process
 
