@@ -16,6 +16,7 @@ from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
 from lockstep.strategies._loss import correct, summed_loss
+from lockstep.strategies._state import Slice, Slices, Stored
 from lockstep.strategies._passes import Passes
 from lockstep.transports.base import Transport
 
@@ -96,6 +97,7 @@ class Strategy:
     reduces_gradients = True  # after `sync` every rank holds the gradient over all ranks
     scales_loss = True  # `sync` sees scaled gradients, and may find that they overflowed
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
+    sharded = False  # no rank holds all of the state: each saves its own slices, and reads those that it needs
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -241,6 +243,20 @@ class Strategy:
             }
             if slots:
                 self.optimizer.state[parameter] = slots
+
+    def slices(self) -> Slices:
+        """What this rank adds to a checkpoint, where the strategy is ``sharded``: see ``_state.Slice``.
+
+        Every rank calls it after the same step. ``state`` and ``load`` are then not called.
+        """
+        return {
+            part: {name: Slice.whole(tensor) for name, tensor in tensors.items()}
+            for part, tensors in self.state().items()
+        }
+
+    def restore(self, stored: Stored) -> None:
+        """Take back what any strategy saved. A ``sharded`` one reads only the blocks that it holds."""
+        self.load(stored.whole())
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return (
