@@ -20,9 +20,12 @@ def time_parts(rank: dict[str, object]) -> dict[str, float]:
     return {**parts, "other": max(0.0, total - sum(parts.values()))}
 
 
+LEGEND = (*PARTS[:2], ("sync", "sync"), ("waiting", "waiting"), ("other", "other"))
+
+
 def parts_legend() -> Html:
-    """What the colours and the hatching of the time bars mean."""
-    return el("ul", [el("li", _sample(kind), words) for kind, words in PARTS], class_="legend")
+    """What the colours and the hatching of the time bars and lanes mean; bars hold sync with waiting."""
+    return el("ul", [el("li", _sample(kind), words) for kind, words in LEGEND], class_="legend")
 
 
 def time_bar(name: str, parts: dict[str, float], longest: float) -> Html:

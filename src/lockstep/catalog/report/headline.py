@@ -22,7 +22,10 @@ from lockstep.catalog.report.values import (
     whole,
 )
 
-SIGNS = {"succeeded": "✓", "failed": "✕", "interrupted": "‖", "evaluated": "✓", "open": "○", "unknown": "?"}
+SIGNS = {
+    **{"succeeded": "✓", "evaluated": "✓", "failed": "✕", "killed": "✕"},
+    **{"interrupted": "‖", "open": "○", "unknown": "?"},
+}
 SECTIONS = (
     ("learning", "Learning"),
     ("time", "Time"),
@@ -36,9 +39,11 @@ SECTIONS = (
 
 def header(record: Record, history: History) -> Html:
     """The banner of the page."""
-    created = next((event for event in record.events if event.get("event") == "created"), {})
+    created = created_of(record)
     tag = record.results.get("tag") or created.get("tag")
-    badge = el("span", SIGNS[history.outcome], " ", history.words, class_=f"badge {history.outcome}")
+    words, kind = standing(record, history)
+    message = (record.state.message if record.state else None) or history.message
+    badge = el("span", SIGNS.get(kind, "?"), " ", words, class_=f"badge {kind}")
     return el(
         "header",
         el("p", "Lockstep run report", class_="product"),
@@ -46,8 +51,8 @@ def header(record: Record, history: History) -> Html:
         el("p", badge, el("span", show_scalar(tag), class_="tag") if tag else None, class_="badges"),
         el("p", _sentence(record, created), class_="lead"),
         _parent(created),
-        _still_open(record) if history.outcome in ("open", "evaluated") else None,
-        el("pre", history.message, class_="message", tabindex="0") if history.message else None,
+        _still_open(record, history),
+        el("pre", message, class_="message", tabindex="0") if message else None,
         _figures(record, history),
         el(
             "nav",
@@ -55,6 +60,28 @@ def header(record: Record, history: History) -> Html:
             aria_label="Parts of this page",
         ),
     )
+
+
+def created_of(record: Record) -> dict[str, Any]:
+    """The event that began the run's history, or an empty one."""
+    return next((event for event in record.events if event.get("event") == "created"), {})
+
+
+def known(record: Record, name: str) -> object:
+    """What the results, or the history's first event, say of one of the run's facts."""
+    found = record.results.get(name)
+    found = at(created_of(record), "summary", name) if found is None else found
+    return at(found, "name") if isinstance(found, dict) else found
+
+
+def standing(record: Record, history: History) -> tuple[str, str]:
+    """How the run stands, in words, and the class that colours it."""
+    if record.state is None:
+        return history.words, history.outcome
+    word = record.state.word
+    rank = "" if record.state.rank is None else f", rank {record.state.rank}"
+    words = word + (f": {show_scalar(record.state.cause)}" if record.state.cause else "") + rank
+    return words, {"running": "open"}.get(word, word)
 
 
 def notes(record: Record, history: History) -> Html | None:
@@ -70,15 +97,9 @@ def notes(record: Record, history: History) -> Html | None:
 
 def _sentence(record: Record, created: dict[str, Any]) -> list[object]:
     """What was trained on what, how, and when."""
-
-    def known(name: str) -> object:
-        found = record.results.get(name)
-        found = at(created, "summary", name) if found is None else found
-        return at(found, "name") if isinstance(found, dict) else found
-
-    ranks = whole(known("world_size") or record.plan.get("world_size"))
-    strategy = known("strategy") or at(record.plan, "strategy", "name")
-    told = [("", known("model")), (" on ", known("dataset")), (" by ", strategy)]
+    ranks = whole(known(record, "world_size") or record.plan.get("world_size"))
+    strategy = known(record, "strategy") or at(record.plan, "strategy", "name")
+    told = [("", known(record, "model")), (" on ", known(record, "dataset")), (" by ", strategy)]
     words: list[object] = [
         part for before, name in told if name for part in (before, el("b", show_scalar(name)))
     ]
@@ -103,9 +124,14 @@ def _told_until(history: History) -> str:
     return ("in one attempt" if attempts == 1 else f"in {attempts} attempts") if ended else "up to this page"
 
 
-def _still_open(record: Record) -> Html:
-    command = el("code", f"lockstep show {record.run.run_id}")
-    return el("p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside")
+def _still_open(record: Record, history: History) -> Html | None:
+    """The run writes its own page before its end, so that page cannot know it; one from outside can."""
+    if record.state is None and history.outcome in ("open", "evaluated"):
+        command = el("code", f"lockstep show {record.run.run_id}")
+        return el("p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside")
+    if record.state is not None and record.state.word == "running":
+        return el("p", "The run is going on: the page shows it as it stood when this was written.", class_="aside")
+    return None
 
 
 def _figures(record: Record, history: History) -> Html:

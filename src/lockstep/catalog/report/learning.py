@@ -1,68 +1,83 @@
-"""Loss and accuracy per epoch: two charts, and every figure behind them."""
+"""Loss, accuracy and what each step measured: charts of one run or of several, and every figure behind them."""
 
-from typing import Any
+from collections.abc import Sequence
 
-from lockstep.catalog.report.curves import Chart, Series, curves, sampled
+from lockstep.catalog.report.charts import SPLITS, Chart, Epochs, charts_of, epochs_of
+from lockstep.catalog.report.curves import figure, kind_of, sampled, swatch
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.read import Record
+from lockstep.catalog.report.steps import Steps
 from lockstep.catalog.report.tables import section, table
 from lockstep.catalog.report.values import (
     at,
+    counted,
     number,
-    objects,
     show_count,
     show_decimal,
     show_percent,
     show_seconds,
-    whole,
 )
 
-MOST_EPOCHS = 10_000
-MOST_ROWS = 200  # of the table
-SPLITS = ("train", "validation")
-COLUMNS = (
+MOST_ROWS = 200  # of a table
+EPOCH_COLUMNS = (
     *("epoch", "step", "took", "learning rate"),
     *("train loss", "train accuracy", "validation loss", "validation accuracy"),
 )
-Epochs = list[tuple[int, dict[str, Any]]]
+STEP_COLUMNS = ("steps", "loss", "learning rate", "gradient norm", "samples/s", "waiting")
+WORDS = {"train": "train, mean of an epoch", "validation": "validation", "steps": "every step"}
 
 
-def learning(record: Record) -> Html:
-    """The section of the page."""
-    epochs = _epochs(record)
-    if not epochs:
+def learning(records: Sequence[Record], names: Sequence[str]) -> Html:
+    """The section of the page. ``names`` are the runs', where there are several."""
+    epochs = [epochs_of(record) for record in records]
+    charts = charts_of(records)
+    if not any(epochs) and not any(chart.lines for chart in charts):
         return section("learning", "Learning", "No epoch was recorded.")
-    best = whole(at(record.results, "evaluation", "best", "epoch"))
-    marked = None if best is None or len(epochs) == 1 else (best, "best on validation")
-    numbers = [number_ for number_, _ in epochs]
-    loss = Chart("Loss", numbers, _series(epochs, "loss"), show_decimal, "{:g}".format, marked=marked)
-    accuracy = Chart(
-        "Accuracy", numbers, _series(epochs, "accuracy"), show_percent, _percent_tick, top=1.0, marked=marked
+    lead = _learned(epochs[0]) if len(records) == 1 else _compared(epochs, names)
+    return section(
+        "learning",
+        "Learning",
+        lead,
+        _controls(charts, names),
+        el("div", [figure(chart, names) for chart in charts], class_="pair charts"),
+        [
+            part
+            for record, found, name in zip(records, epochs, names, strict=True)
+            for part in _tables(record, found, name if len(records) > 1 else "")
+        ],
     )
-    charts = el("div", curves(loss), curves(accuracy), class_="pair")
-    return section("learning", "Learning", _learned(epochs), charts, _table(epochs))
 
 
-def _percent_tick(tick: float) -> str:
-    return f"{tick * 100:g}%"
+def legend_of_runs(names: Sequence[str]) -> Html:
+    """The runs with their colours; with script, a press hides one or shows it again."""
+    entries = [
+        el("li", swatch(f"train k-run{index % 8}"), name, data_run=index) for index, name in enumerate(names)
+    ]
+    return el("ul", entries, class_="legend runs")
 
 
-def _epochs(record: Record) -> Epochs:
-    """Epochs in order, by their own number where they have one; of two with the same number the last."""
-    numbered = {}
-    for index, epoch in enumerate(objects(record.results.get("epochs"))[:MOST_EPOCHS], start=1):
-        own = whole(epoch.get("epoch"))
-        numbered[index if own is None or own > 10**9 else own] = epoch
-    return sorted(numbered.items(), key=lambda pair: pair[0])
-
-
-def _series(epochs: Epochs, key: str) -> list[Series]:
-    every = [Series(split, split, [number(at(epoch, split, key)) for _, epoch in epochs]) for split in SPLITS]
-    return [series for series in every if any(value is not None for value in series.values)]
+def _controls(charts: Sequence[Chart], names: Sequence[str]) -> Html:
+    """Legends that the script turns into switches, and its other controls, hidden until it runs."""
+    alone = len(names) == 1
+    present = {line.split: line for chart in charts for line in chart.lines}
+    splits = [
+        el("li", swatch(kind_of(present[split], True) if alone else f"{split} k-ink"), words, data_split=split)
+        for split, words in WORDS.items()
+        if split in present
+    ]
+    return el(
+        "div",
+        None if alone else legend_of_runs(names),
+        el("ul", splits, class_="legend splits-of-lines"),
+        el("div", class_="tools", id="tools", hidden=True),
+        class_="controls",
+    )
 
 
 def _learned(epochs: Epochs) -> str:
-    first, last = epochs[0][1], epochs[-1][1]
+    if not epochs:
+        return "No epoch was finished; what each step measured is below."
+    first, last = epochs[0][2], epochs[-1][2]
     split = "validation" if number(at(last, "validation", "loss")) is not None else "train"
     start, end = show_decimal(at(first, split, "loss")), show_decimal(at(last, split, "loss"))
     if len(epochs) == 1:
@@ -70,17 +85,62 @@ def _learned(epochs: Epochs) -> str:
     return f"In {len(epochs):,} epochs the loss on the {split} split went from {start} to {end}."
 
 
-def _table(epochs: Epochs) -> Html:
+def _compared(epochs: Sequence[Epochs], names: Sequence[str]) -> str:
+    losses = [
+        (loss, name)
+        for found, name in zip(epochs, names, strict=True)
+        if found and (loss := number(at(found[-1][2], "validation", "loss"))) is not None
+    ]
+    if len(losses) < 2:
+        return "Lines of one colour belong to one run."
+    best, name = min(losses)
+    return f"The lowest validation loss at the end is {show_decimal(best)}, of {name}."
+
+
+def _tables(record: Record, epochs: Epochs, name: str) -> list[Html]:
+    of = f" of {name}" if name else ""
+    parts = []
+    if epochs:
+        parts.append(
+            _folded_away(
+                f"Figures of every epoch{of}", len(epochs), table("Figures per epoch" + of, EPOCH_COLUMNS, _epochs(epochs))
+            )
+        )
+    if len(record.steps):
+        steps = table("Figures per step" + of, STEP_COLUMNS, _steps(record.steps))
+        parts.append(_folded_away(f"Figures of steps{of}", len(record.steps), steps))
+    return parts
+
+
+def _folded_away(title: str, count: int, content: Html) -> Html:
+    every = "" if count <= MOST_ROWS else f" ({MOST_ROWS} of {counted(count, 'row')})"
+    return el("details", el("summary", title + every), content)
+
+
+def _epochs(epochs: Epochs) -> list[list[str]]:
     rows = []
-    for number_, epoch in (epochs[index] for index in sampled(len(epochs), MOST_ROWS)):
+    for number_, step, epoch in (epochs[index] for index in sampled(len(epochs), MOST_ROWS)):
         took, rate = show_seconds(epoch.get("seconds")), show_decimal(epoch.get("learning_rate"))
         figures = [
             show(at(epoch, split, key))
             for split in SPLITS
             for key, show in (("loss", show_decimal), ("accuracy", show_percent))
         ]
-        rows.append([str(number_), show_count(epoch.get("step")), took, rate, *figures])
-    every = "" if len(epochs) <= MOST_ROWS else f" ({MOST_ROWS} of {len(epochs):,})"
-    return el(
-        "details", el("summary", f"Figures of every epoch{every}"), table("Figures per epoch", COLUMNS, rows)
+        rows.append([str(number_), show_count(step), took, rate, *figures])
+    return rows
+
+
+def _steps(steps: Steps) -> list[list[str]]:
+    shows = (
+        ("loss", show_decimal),
+        ("learning_rate", show_decimal),
+        ("grad_norm", show_decimal),
+        ("samples_per_second", show_count),
+        ("waiting", show_percent),
     )
+    rows = []
+    for index in sampled(len(steps), MOST_ROWS):
+        first, last = steps.first[index], steps.last[index]
+        name = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        rows.append([name, *(show(steps.curves[key].mean[index]) for key, show in shows)])
+    return rows

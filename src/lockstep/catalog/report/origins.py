@@ -1,9 +1,7 @@
-"""Where the run comes from and where its files are: pipeline, parameters, provenance, folder."""
+"""Where the run comes from: pipeline, parameters, provenance."""
 
 import re
 import shlex
-from pathlib import Path
-from urllib.parse import quote
 
 from lockstep.catalog.report.bars import timeline
 from lockstep.catalog.report.history import History
@@ -24,8 +22,6 @@ MOST_ATTEMPTS = 10
 MOST_STEPS = 50
 MOST_FACTS = 400
 DEEPEST = 5
-MOST_LINKS = 4  # of one kind
-DIGITS = re.compile("([0-9]+)")
 KEY = re.compile(r"^(\s*(?:- )?)([A-Za-z_][\w.-]*)(:)", re.MULTILINE)
 
 
@@ -75,7 +71,7 @@ def provenance(record: Record) -> Html:
     single = {name: value for name, value in record.provenance.items() if not isinstance(value, dict)}
     nested = {name: value for name, value in record.provenance.items() if isinstance(value, dict)}
     for title, inner in (("", single), *nested.items()):
-        facts = _flat("", inner, DEEPEST)[:MOST_FACTS]
+        facts = flat("", inner, DEEPEST)[:MOST_FACTS]
         rows = [el("tr", el("th", name, scope="row"), el("td", value)) for name, value in facts]
         if title and rows:
             rows.insert(
@@ -92,7 +88,7 @@ def provenance(record: Record) -> Html:
     )
 
 
-def _flat(prefix: str, value: object, depth: int) -> list[tuple[str, str]]:
+def flat(prefix: str, value: object, depth: int) -> list[tuple[str, str]]:
     """Nested facts as rows; a list of words is one row, quoted as a shell would read it."""
     if is_scalar(value):
         sized = prefix.endswith("bytes") and number(value) is not None
@@ -108,42 +104,5 @@ def _flat(prefix: str, value: object, depth: int) -> list[tuple[str, str]]:
     for name, inner in members:
         word = str(name)
         spoken = word.replace("_", " ") if word.islower() else word  # OMP_NUM_THREADS stays as it is
-        rows += _flat(f"{prefix} · {spoken}" if prefix else spoken, inner, depth - 1)
+        rows += flat(f"{prefix} · {spoken}" if prefix else spoken, inner, depth - 1)
     return rows
-
-
-def _in_order(place: Path, pattern: str) -> list[Path]:
-    """Files whose names fit, rank-2 before rank-10."""
-
-    def natural(path: Path) -> list[tuple[int, str]]:
-        return [(len(part) if index % 2 else 0, part) for index, part in enumerate(DIGITS.split(path.name))]
-
-    return sorted(place.glob(pattern), key=natural) if place.is_dir() else []
-
-
-def folder(record: Record) -> Html:
-    """The files that a reader may want next, as links beside this page."""
-    run = record.run
-    wanted = [
-        (run.parameters, "every parameter: the input of the ranks"),
-        (run.results, "the figures of this page"),
-        (run.model, "model and optimizer; torch.load(..., weights_only=True)"),
-        (run.provenance, "code, packages, machine, command"),
-        (run.patch, "what was changed since the commit"),
-        (run.events, "the run's history, each line bound to the one before"),
-        (run.plan, "ranks, batches, threads"),
-        *((path, "metrics, a line a step") for path in _in_order(run.metrics, "rank-*.jsonl")[:MOST_LINKS]),
-        *((path, "what that process printed") for path in _in_order(run.logs, "*.log")[: 2 * MOST_LINKS]),
-        *((path, "checkpoint") for path in _in_order(run.checkpoints, "step-*")[-3:]),
-    ]
-    links = []
-    for path, about in wanted:
-        name = str(path.relative_to(run.path))
-        if path.exists():
-            links.append(
-                el("li", el("a", name, href=quote(name.encode(errors="replace"))), " ", el("span", about))
-            )
-    if not links:
-        return section("files", "Files", "None of the run's files stands in its folder.")
-    lead = "Beside this page, in the run's folder. The links work where the page still lies there."
-    return section("files", "Files", lead, el("ul", links, class_="files"))

@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from lockstep.catalog.report import headline, origins
+from lockstep.catalog.report import data, differences, files_of, headline, many, origins
 from lockstep.catalog.report.evaluation import evaluation
 from lockstep.catalog.report.history import told_by
 from lockstep.catalog.report.learning import learning
@@ -13,24 +14,33 @@ from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.ranks import time
 from lockstep.catalog.report.read import Record
 
+SCRIPTS = ("scale.js", "chart.js", "tip.js", "lanes.js", "controls.js", "page.js")
+
 
 @cache
 def style() -> Html:
     """The one style block. It is ours, so it stands in the page as it is."""
-    return Html(resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
+    return Html(_own("style.css"))
+
+
+@cache
+def script() -> Html:
+    """The one script. The page is whole without it; it adds values at the pointer, zoom and switches."""
+    return Html("".join(_own(name) for name in SCRIPTS))
 
 
 def policy() -> str:
-    """Nothing is fetched and nothing runs: only the style whose digest stands here is applied."""
-    digest = base64.b64encode(hashlib.sha256(style().encode()).digest()).decode()
+    """Nothing is fetched: only the style and the script whose digests stand here have any effect."""
     return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src {_source(style())}; script-src {_source(script())}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
-def document(record: Record) -> str:
-    """The whole page."""
-    history = told_by(record.events)
+def document(records: Sequence[Record]) -> str:
+    """The whole page, of one run or of several side by side."""
+    names = many.names_of(records)
+    title = records[0].run.run_id if len(records) == 1 else f"{len(records)} runs compared"
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -38,26 +48,56 @@ def document(record: Record) -> str:
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("meta", name="referrer", content="no-referrer"),
-        el("title", f"{record.run.run_id} · Lockstep"),
+        el("title", f"{title} · Lockstep"),
         el("link", rel="icon", href="data:,"),
         el("style", style()),
     )
+    parts = _one(records[0]) if len(records) == 1 else _several(records, names)
+    body = el("body", _HATCH, parts, data.block(records, names), el("script", script()))
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _one(record: Record) -> list[Html]:
+    history = told_by(record.events)
+    outside = record.state is not None
     main = el(
         "main",
         headline.notes(record, history),
-        learning(record),
-        time(record),
+        learning([record], [""]),
+        time([record], [""]),
         evaluation(record),
         origins.pipeline(history),
         el(
             "div",
-            el("div", origins.parameters(record), origins.folder(record)),
+            el("div", origins.parameters(record), None if outside else files_of.folder(record)),
             origins.provenance(record),
             class_="pair",
         ),
+        files_of.digests([record], [""]) if outside else None,
     )
-    body = el("body", _HATCH, headline.header(record, history), main)
-    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+    return [headline.header(record, history), main]
+
+
+def _several(records: Sequence[Record], names: list[str]) -> list[Html]:
+    main = el(
+        "main",
+        many.notes(records, names),
+        learning(records, names),
+        time(records, names),
+        many.evaluation(records, names),
+        differences.parameters(records, names),
+        differences.provenance(records, names),
+        files_of.digests(list(records), names),
+    )
+    return [many.header(records, [told_by(record.events) for record in records]), main]
+
+
+def _own(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _source(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 # The pattern that marks waiting in every bar, so that the parts are told apart without colour.

@@ -2,20 +2,28 @@
 
 import json
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lockstep import files
+from lockstep.catalog.manifest import parse_manifest
+from lockstep.catalog.report.steps import Steps
+from lockstep.catalog.report.steps import read as read_steps
 from lockstep.catalog.report.values import mapping
 from lockstep.catalog.run import Run
+from lockstep.catalog.status import Status
 
 LARGEST_FILE_BYTES = 64 << 20  # far above any real one; a page is not the place for more
 
 
 @dataclass(frozen=True)
 class Record:
-    """The run's files as they were found, and one sentence for each that could not be used."""
+    """The run's files as they were found, and one sentence for each that could not be used.
+
+    ``state`` is how the run stands now; None on the page that the run itself writes, before its end.
+    ``sealed`` is size and digest of each file by name, as the seal has them; empty before there is one.
+    """
 
     run: Run
     results: dict[str, Any]
@@ -24,11 +32,20 @@ class Record:
     events: list[dict[str, Any]]
     parameters: str
     gaps: tuple[str, ...]
+    state: Status | None = None
+    steps: Steps = field(default_factory=Steps)
+    sealed: dict[str, Any] = field(default_factory=dict)
 
 
-def load(run: Run) -> Record:
+def load(run: Run, state: Status | None = None) -> Record:
     """Read every input of the report. Raises nothing for what the files hold."""
     gaps: list[str] = []
+    steps = read_steps(run)
+    if steps.share_read < 1:
+        gaps.append(
+            f"of {steps.last[-1]:,} steps {steps.steps_read:,} were read, spread evenly, because the metrics "
+            "are large: a spike in the others is not on this page."
+        )
     return Record(
         run=run,
         results=_object(run, run.results, "no measured figures", gaps),
@@ -37,7 +54,18 @@ def load(run: Run) -> Record:
         events=_lines(run, run.events, "the run's history is not known", gaps),
         parameters=_text(run, run.parameters, "the parameters are not known", gaps),
         gaps=tuple(gaps),
+        state=state,
+        steps=steps,
+        sealed=_sealed(run) if state is not None else {},
     )
+
+
+def _sealed(run: Run) -> dict[str, Any]:
+    if not run.manifest.exists():
+        return {}
+    content = _bytes(run, run.manifest, "", [])
+    manifest = parse_manifest(content) if content is not None else None
+    return manifest["files"] if manifest is not None else {}
 
 
 def _bytes(run: Run, path: Path, loss: str, gaps: list[str]) -> bytes | None:
