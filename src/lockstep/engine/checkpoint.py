@@ -4,6 +4,7 @@ Commit protocol: write into a sibling `.tmp-` folder, fsync each file, write the
 SHA-256) last, fsync the folder, rename, fsync the parent, and read it all back. Nothing is overwritten.
 """
 
+import contextlib
 import errno
 import json
 import shutil
@@ -12,16 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep.catalog.seal import verify_folder, write_manifest
+from lockstep.engine.contents import Contents
 from lockstep.errors import CorruptRecord, RunFailed
 from lockstep.files import fsync_folder, read_json
+from lockstep.strategies._state import State
+
+__all__ = ["FORMAT", "Checkpoint", "State", "newest", "open_verified", "prune", "save", "sweep"]
 
 FORMAT = 1
-State = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,14 @@ class Checkpoint:
         """Updates done."""
         return int(self.meta["step"])
 
+    def contents(self) -> Contents:
+        """Its tensors, to be read block by block; close it afterwards."""
+        return Contents(self.path)
+
     def tensors(self) -> State:
-        """Model and optimizer, and what the strategy added, mapped from the files."""
-        state: State = {}
-        for part in ("model", "optimizer", "strategy"):
-            if part == "strategy" and not (self.path / f"{part}.safetensors").exists():
-                continue
-            try:
-                with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
-                    state[part] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            except SafetensorError as error:
-                raise CorruptRecord(f"{self.path / part}.safetensors cannot be read: {error}") from None
-        return state
+        """Model and optimizer, and what the strategy added, whole: mapped from the files where those hold them so."""
+        with contextlib.closing(self.contents()) as contents:
+            return contents.whole()
 
 
 def folder_name(step: int) -> str:
@@ -61,12 +61,12 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     if target.exists():
         if not verify_folder(target):
             return target
-        _remove(target)  # damaged: what is written now replaces it
+        remove(target)  # damaged: what is written now replaces it
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=checkpoints))
     try:
         for part, tensors in state.items():
             file = temporary / f"{part}.safetensors"
-            save_file(_storable(tensors), file)
+            save_file(storable(tensors), file)
             file.chmod(0o644)
         text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
         (temporary / "state.json").write_text(text + "\n")  # made durable with the others, by the manifest
@@ -76,7 +76,7 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):
-            raise _explained(error, target, state) from error
+            raise explained(error, target, sum(t.nbytes for part in state.values() for t in part.values())) from error
         raise
     fsync_folder(checkpoints)
     findings = verify_folder(target)
@@ -85,12 +85,11 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     return target
 
 
-def _explained(error: Exception, target: Path, state: State) -> Exception:
+def explained(error: Exception, target: Path, needed: int) -> Exception:
     """A full disk said in words, with what is needed and what there is."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
     if not full:
         return error
-    needed = sum(tensor.nbytes for part in state.values() for tensor in part.values())
     free = shutil.disk_usage(target.parent).free
     return RunFailed(
         f"the disk is full: {target} needs about {needed:,} bytes and {free:,} are free. The earlier checkpoints "
@@ -99,7 +98,7 @@ def _explained(error: Exception, target: Path, state: State) -> Exception:
     )
 
 
-def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous, on the CPU, and none sharing memory (tied weights): what safetensors accepts."""
     seen: set[int] = set()
     result = {}
@@ -146,7 +145,7 @@ def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
     steps = sorted(path for path in checkpoints.glob("step-*"))
     for path in steps[:-keep]:
         if best_step is None or path.name != folder_name(best_step):
-            _remove(path)
+            remove(path)
 
 
 def sweep(checkpoints: Path) -> None:
@@ -155,7 +154,8 @@ def sweep(checkpoints: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A checkpoint goes by its name first, so that no half-removed one is seen."""
     doomed = path.with_name(f".tmp-removed-{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
