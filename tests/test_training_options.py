@@ -1,7 +1,10 @@
 """Micro-batches and precisions: each is the plain training, or says by how much it is not."""
 
 import pytest
+import torch
+from torch import nn
 
+from lockstep.engine.activations import drop_activations
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
 from training import bits, largest_difference, results, train
@@ -92,3 +95,49 @@ def test_fp16_is_refused_where_nobody_could_agree_on_a_scale(server, tmp_path):
         RunFailed, match="fp16 needs its loss scaled and local_sgd does not; allowed with it: fp32"
     ):
         train(server, tmp_path, "distributed.strategy=local_sgd", "training.precision=fp16")
+
+
+DEEP = ("model.hidden_sizes=[16, 16, 16]", "training.precision=fp32", "training.digest_every=1")
+
+
+@pytest.mark.parametrize("strategy", [*EXACT[:2], "distributed.strategy=single"])
+def test_dropped_activations_are_computed_again_to_the_same_bits(server, tmp_path, strategy):
+    words = (*DEEP, strategy, "model.dropout=0.2")
+    words = (*words, "distributed.world_size=1") if strategy.endswith("single") else words
+    plain = train(server, tmp_path, *words)
+    run = train(server, tmp_path, *words, "training.activation_checkpointing=true")
+    assert bits(run) == bits(plain)
+
+
+def test_a_block_whose_activations_are_dropped_runs_twice_in_training_and_once_in_evaluation():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    assert drop_activations(module) == ["0", "1.1"]  # what holds weights, down to the last Sequential
+    counted = nn.Sequential(Counted(), nn.Linear(4, 2))
+    drop_activations(counted)
+    counted(torch.ones(3, 4)).sum().backward()
+    assert counted[0].calls == 2
+    counted.eval()
+    counted(torch.ones(3, 4))
+    assert counted[0].calls == 3
+    with pytest.raises(
+        RunFailed, match=r"has no blocks to do it for: allowed are models that are a Sequential"
+    ):
+        drop_activations(nn.Linear(2, 2))
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, values):
+        self.calls += 1
+        return torch.relu(self.inner(values))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", EXACT[:2])
+def test_a_compiled_model_is_the_same_maths(server, tmp_path, reference, strategy):
+    run = train(server, tmp_path, strategy, "training.compile=true", "distributed.timeout_seconds=110.0")
+    assert largest_difference(run, reference) < 1e-10
+    assert "compiled" in (run.logs / "rank-0.log").read_text()

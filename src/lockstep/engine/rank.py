@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,17 +19,18 @@ from lockstep import plugins
 from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine import lazy_dynamo
+from lockstep.engine.activations import drop_activations
 from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import open_splits
 from lockstep.engine.loop import Job, train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import PRECISIONS, make_optimizer
-from lockstep.engine.restore import export, restore
+from lockstep.engine.restore import export, restore, say
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.files import read_json
 from lockstep.linux import die_with_parent
-from lockstep.parameters import Parameters, read
+from lockstep.parameters import Parameters, Training, read
 from lockstep.strategies.base import Group, Strategy, key
 from lockstep.transports.base import TransportError
 
@@ -126,9 +128,7 @@ def work(
     group = Group(index, options.world_size, run.live / f"rendezvous-{attempt}", options.timeout_seconds)
     strategy: Strategy = plugins.load("strategies", options.strategy.name)(group, **options.strategy.options)
     precision = PRECISIONS[parameters.training.precision]
-    splits = open_splits(
-        run.data, ("train", "validation"), precision, parameters.data.augmentation, parameters.seed
-    )
+    splits = open_splits(run.data, ("train", "validation"), parameters, precision)
     batches = Batches(
         *splits["train"], parameters.seed, parameters.training.global_batch_size, strategy.shard()
     )
@@ -181,6 +181,7 @@ def work(
 def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: Batches) -> None:
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
     module = make_module(run, parameters)
+    prepare_module(module, parameters.training)
     initial = {name: value.clone() for name, value in module.state_dict().items()}
     strategy.place(module)
     strategy.max_grad_norm = parameters.training.max_grad_norm
@@ -193,6 +194,20 @@ def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: B
     strategy.settle(batches(0))
     module.load_state_dict(initial)
     strategy.optimizer = make_optimizer(parameters.training, module)
+
+
+def prepare_module(module: torch.nn.Module, training: Training) -> None:
+    """What the parameters ask of the model itself, in place: names of parameters stay as they are."""
+    if training.activation_checkpointing:
+        drop_activations(module)
+    if training.compile:
+        if not (shutil.which("g++") or shutil.which("clang++")) and not torch.cuda.is_available():
+            raise RunFailed(
+                "training.compile: torch.compile needs a C++ compiler and found neither g++ nor clang++; install one, "
+                "or set it to false"
+            )
+        module.compile()
+        say("the model is compiled as it is first used")
 
 
 def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
