@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from lockstep.datasets import Source, digits, synthetic
 from lockstep.errors import UsageError
-from lockstep.orchestration import prepare
+from lockstep.orchestration import splits
 
 
 def test_digits_are_scikit_learns_own(monkeypatch):
@@ -44,10 +44,10 @@ def test_splits_are_stratified_seeded_and_hold_every_sample_once(counts, validat
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
     features = np.arange(len(labels), dtype=np.float32).reshape(-1, 1)
     source = Source(features, labels, [str(i) for i in range(len(counts))])
-    parts, again = (prepare.split(source, validation, test, seed) for _ in range(2))
-    rows = np.concatenate([parts[name][0].ravel() for name in prepare.SPLITS])
+    parts, again = (splits.split(source, validation, test, seed) for _ in range(2))
+    rows = np.concatenate([parts[name][0].ravel() for name in splits.SPLITS])
     assert sorted(rows) == list(range(len(labels)))
-    for name in prepare.SPLITS:
+    for name in splits.SPLITS:
         assert np.array_equal(parts[name][0], again[name][0])
     assert len(parts["test"][1]) == round(len(labels) * test)
     for number, count in enumerate(counts):
@@ -69,4 +69,4 @@ def test_splits_are_stratified_seeded_and_hold_every_sample_once(counts, validat
 )
 def test_data_that_no_training_could_use_is_refused_in_words(source, words):
     with pytest.raises(UsageError, match=words):
-        prepare._check(source, "mine")
+        splits.check(source, "mine")

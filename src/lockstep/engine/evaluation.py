@@ -20,6 +20,7 @@ from lockstep.files import read_json, write_json
 from lockstep.parameters import Parameters, read
 
 LOG = "evaluator.log"
+SPLITS = ("train", "validation", "test")
 MOST_IN_TABLE = 256  # classes
 RESULT = "evaluation.json"  # in the live folder: the pipeline moves it into the results
 
@@ -42,13 +43,8 @@ def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
     best = final
     if final.meta["best"] and final.meta["best"]["step"] != final.step:
         best = checkpoint.open_verified(run.checkpoints / checkpoint.folder_name(final.meta["best"]["step"]))
-    splits = open_splits(
-        run.data,
-        ("train", "validation", "test"),
-        PRECISIONS[parameters.training.precision],
-        parameters.data.augmentation,
-        parameters.seed,
-    )
+    precision = PRECISIONS[parameters.training.precision]
+    splits = open_splits(run.data, SPLITS, parameters, precision)
     rows = -(-parameters.training.global_batch_size // parameters.distributed.world_size)
     module = make_module(run, parameters)
     judged = judge(module, final, splits, data, rows)

@@ -4,17 +4,22 @@ What is on disk stays as it came (bytes of pixels, numbers of tokens), and all r
 rows of one batch are ever converted.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from lockstep.engine.augmentation import crop_and_flip, offsets
+from lockstep.engine.augmentation import AREA, LEFT, crop_and_flip, offsets
+from lockstep.engine.decoding import Decoder, Task
 from lockstep.files import read_json
-from lockstep.parameters import Augmentation
+from lockstep.parameters import Augmentation, Parameters
 
 LARGEST_BYTE = 255.0
 
@@ -32,9 +37,9 @@ class Table:
         self,
         values: Tensor,
         precision: torch.dtype | None = None,
-        *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        *,
         indices: bool = False,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -98,7 +103,62 @@ class _Normalize:
         return values if self.nothing_to_do else values.mul(self.scale).add_(self.shift)
 
 
-Features = Table
+class Pictures:
+    """Inputs that stand in files of images, decoded by processes of this rank's own, a step or two ahead."""
+
+    ahead = 2
+
+    def __init__(
+        self,
+        listing: dict[str, Tensor],
+        data: dict[str, Any],
+        decoder: Decoder,
+        precision: torch.dtype,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        self.paths, self.ends = listing["paths"].numpy(), listing["ends"].numpy()
+        self.digests = listing["digests"].numpy()
+        self.decoder = decoder
+        self.augmentation, self.seed = augmentation, seed
+        self.elements = math.prod(data["input_shape"])
+        self.normalize = _Normalize(data["mean"], data["std"], True, 3, precision)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def take(self, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """(rows, 3, size, size), augmented as in that epoch, or the middle of each where it is None."""
+        draws = None if epoch is None else offsets(self.seed, epoch, rows)
+        images = self.decoder.take(self._key(rows, epoch), self._tasks(rows, draws)).permute(0, 3, 1, 2)
+        if self.augmentation.on_pixels and draws is not None:
+            images = crop_and_flip(images, self.augmentation, draws)
+        return self.normalize(images.contiguous())
+
+    def expect(self, rows: Tensor, epoch: int | None) -> None:
+        """Begin to decode what will be asked for."""
+        draws = None if epoch is None else offsets(self.seed, epoch, rows)
+        self.decoder.expect(self._key(rows, epoch), self._tasks(rows, draws))
+
+    def _key(self, rows: Tensor, epoch: int | None) -> Hashable:
+        return id(self), epoch, rows.numpy().tobytes()
+
+    def _tasks(self, rows: Tensor, draws: NDArray[np.float64] | None) -> list[Task]:
+        scale = self.augmentation.crop_scale if draws is not None else None
+        crops = (
+            itertools.repeat(None) if scale is None or draws is None else draws[:, AREA : LEFT + 1].tolist()
+        )
+        return [
+            (self._path(row), self.digests[row].tobytes().hex(), crop and [*scale, *crop] if scale else None)
+            for row, crop in zip(rows.tolist(), crops, strict=False)
+        ]
+
+    def _path(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.paths[start : self.ends[row]].tobytes().decode()
+
+
+Features = Table | Pictures
 
 
 def map_split(file: Path, precision: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -111,24 +171,36 @@ def map_split(file: Path, precision: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def open_splits(
-    folder: Path, names: Sequence[str], precision: torch.dtype, augmentation: Augmentation, seed: int
+    folder: Path, names: Sequence[str], parameters: Parameters, precision: torch.dtype
 ) -> dict[str, tuple[Features, Tensor]]:
     """Features and labels of each split that the data folder of a run describes."""
     data = read_json(folder / "data.json")
+    files = {name: folder / f"{name}.safetensors" for name in names}
+    how, seed = parameters.data.augmentation, parameters.seed
+    if data.get("kind") == "tokens":
+        return {
+            name: _windows(_tensors(file)["tokens"], data["input_shape"][0]) for name, file in files.items()
+        }
+    if data.get("kind") == "pictures":
+        rows = -(-parameters.training.global_batch_size // parameters.distributed.world_size)
+        decoder = Decoder(data["folder"], data["input_shape"][1], data["resize"], data["workers"], rows)
+        listings = {name: _tensors(file) for name, file in files.items()}
+        return {
+            name: (Pictures(listing, data, decoder, precision, how, seed), listing["labels"])
+            for name, listing in listings.items()
+        }
+    tables = {name: _tensors(file) for name, file in files.items()}
+    normal = data.get("mean"), data.get("std")
     return {
-        name: _open(folder / f"{name}.safetensors", data, precision, augmentation, seed) for name in names
+        name: (Table(table["features"], precision, *normal, augmentation=how, seed=seed), table["labels"])
+        for name, table in tables.items()
     }
 
 
-def _open(
-    file: Path, data: dict[str, Any], precision: torch.dtype, augmentation: Augmentation, seed: int
-) -> tuple[Features, Tensor]:
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Mapped, not read."""
     with safe_open(file, framework="pt") as tensors:
-        if data.get("kind") == "tokens":
-            return _windows(tensors.get_tensor("tokens"), data["input_shape"][0])
-        features, labels = tensors.get_tensor("features"), tensors.get_tensor("labels")
-    mean, std = data.get("mean"), data.get("std")
-    return Table(features, precision, mean=mean, std=std, augmentation=augmentation, seed=seed), labels
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
 def _windows(tokens: Tensor, length: int) -> tuple[Features, Tensor]:
