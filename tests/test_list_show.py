@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sample_run
+from conftest import wait_until
 from lockstep.catalog import events, status, tail
 from lockstep.catalog.run import Run
 from lockstep.cli import list as list_command
@@ -54,13 +55,13 @@ def said(capsys, command, *words):
     return capsys.readouterr().out
 
 
-def make(catalog, run_id, **created):
+def make(catalog, run_id, origin=None, **created):
     run = Run(catalog / run_id)
     run.path.mkdir(parents=True)
     run.logs.mkdir()
     run.metrics.mkdir()
     summary = {"dataset": "digits", "model": "mlp", "strategy": "ddp", "world_size": 2}
-    events.append(run, "created", run_id=run_id, tag=None, parent=None, summary=summary, **created)
+    events.append(run, "created", run_id=run_id, tag=None, parent=origin, summary=summary, **created)
     return run
 
 
@@ -178,6 +179,153 @@ def test_show_rank_sums_up_its_metrics_and_shows_its_log(run, catalog, capsys):
 def test_wrong_usage_says_what_is_allowed(run, catalog, words, expected):
     with pytest.raises(UsageError, match=expected):
         call(show_command, *words, "--catalog", catalog)
+
+
+def child(catalog, run_id, parent, checkpoint="step-00000120", **more):
+    origin = {"run_id": parent, "checkpoint": checkpoint, "manifest_sha256": "0" * 64, **more}
+    return make(catalog, run_id, origin=origin)
+
+
+def test_show_tells_where_a_run_comes_from_and_what_came_of_it(catalog, capsys):
+    make(catalog, "first")
+    child(catalog, "second", "first")
+    child(catalog, "third", "second", "step-00000240")
+    child(catalog, "again", "second", None, kind="reproduced")
+    (catalog / ".tombstones").mkdir()
+    (catalog / ".tombstones" / "gone.json").write_text('{"run_id": "gone", "parent": {"run_id": "second"}}')
+    text = said(capsys, show_command, "second", "--catalog", catalog)
+    for line in (
+        "resumed from first (killed), step-00000120",
+        "child: third (killed), step-00000240, resumed from this",
+        "child: again (killed), no checkpoint: from the beginning, reproduced from this",
+        "child: gone (collected: its tombstone is left)",
+    ):
+        assert line in text
+    value = json.loads(said(capsys, show_command, "third", "--catalog", catalog, "--json"))
+    assert [each["run_id"] for each in value["lineage"]["ancestors"]] == ["second", "first"]
+    assert value["lineage"]["children"] == []
+
+
+def test_lineage_goes_on_past_collected_runs_and_never_in_circles(catalog, capsys):
+    (catalog / ".tombstones").mkdir(parents=True)
+    child(catalog, "young", "gone")
+    child(catalog, "self", "self")
+    child(catalog, "left", "right")
+    child(catalog, "right", "left")
+    child(catalog, "hostile", "../../etc")
+    parent = {"run_id": "never-here", "checkpoint": "step-00000001"}
+    (catalog / ".tombstones" / "gone.json").write_text(json.dumps({"parent": parent}))
+
+    def ancestors(name):
+        value = json.loads(said(capsys, show_command, name, "--catalog", catalog, "--json"))
+        return [(each["run_id"], each["status"]) for each in value["lineage"]["ancestors"]]
+
+    assert ancestors("young") == [("gone", "collected"), ("never-here", "absent")]
+    assert ancestors("left") == [("right", "killed")]
+    assert ancestors("self") == ancestors("hostile") == []
+
+
+def test_the_timeline_draws_each_step_where_and_as_long_as_it_ran(run, catalog, capsys):
+    text = said(capsys, show_command, "latest", "--catalog", catalog)
+    lines = {line.split()[0]: line for line in text.partition("Pipeline")[2].splitlines() if "s " in line}
+    assert lines["train"].count("█") == 26  # 5.67 s of 7.00 s, on 32 cells
+    assert lines["train"].index("█") > lines["prepare_data"].index("█")
+    assert lines["evaluate"].rindex("█") > lines["train"].rindex("█")
+    assert "▏" in lines["setup_distributed"] and "0.83 s" in lines["train"]  # began after 0.81 s and 0.02 s
+
+
+def test_a_killed_run_shows_how_far_its_ranks_came_and_what_they_said_last(catalog, capsys):
+    run = make(catalog, "dead")
+    events.append(run, "started", attempt=1, process={**status.process_identity(), "start_ticks": 0})
+    events.append(run, "step_started", step="train")
+    step = {"kind": "step", "step": 41, "epoch": 5, "loss": 0.25, "samples": 64, "step_seconds": 0.01}
+    run.metrics_file(0).write_text(json.dumps(step) + "\n")
+    run.metrics_file(1).write_text(json.dumps({**step, "step": 42}) + "\n")
+    run.rank_log(0).write_text("of old\n")
+    run.rank_log(1).write_text("the last words\n")
+    os.utime(run.rank_log(0), (1, 1))
+    text = said(capsys, show_command, "dead", "--catalog", catalog)
+    for word in ("killed: process gone", "as far as they came", " 41 ", " 42 ", "6,400", "the last words"):
+        assert word in text
+    assert "of old" not in text and "this record was not completed" in text
+    train = next(line for line in text.splitlines() if line.startswith("train"))
+    assert "killed" in train
+
+
+def test_a_running_run_shows_its_open_step_and_its_ranks(live, catalog, capsys):
+    run, process = live
+    events.append(run, "step_started", step="train")
+    process.stdin.write("one\n")
+    wait_until(lambda: "step" in tail.latest(run.metrics_file(0)))
+    text = said(capsys, show_command, "live", "--catalog", catalog)
+    train = next(line for line in text.splitlines() if line.startswith("train"))
+    assert "running" in train and "▒" in train
+    assert "as far as they came" in text and "seal" not in text
+
+
+def test_a_failure_of_a_server_shows_the_servers_log(catalog, capsys):
+    run = make(catalog, "served")
+    (run.logs / "server-1.log").write_text("the server said this\n")
+    run.rank_log(0).write_text("of no interest\n")
+    fail(run, rank=None, cause="exception", message="server 1 raised ValueError")
+    assert "the server said this" in said(capsys, show_command, "served", "--catalog", catalog)
+
+
+def test_a_failing_rank_that_said_nothing_leaves_the_word_to_its_step(catalog, capsys):
+    run = make(catalog, "silent")
+    run.rank_log(1).write_text("\n")
+    (run.logs / "train.log").write_text("what the step said\n")
+    fail(run)
+    assert "what the step said" in said(capsys, show_command, "silent", "--catalog", catalog)
+
+
+def test_show_names_data_code_and_seal(run, catalog, capsys):
+    run.data.mkdir()
+    files = {"train": {"samples": 1294}, "test": {"samples": 360}}
+    identity = "c1da7b0945587d5d"
+    sample_run.dump(
+        run.data / "data.json", {"files": files, "identity": identity, "made_from": {"dataset": "digits"}}
+    )
+    events.append(run, "finished", status="succeeded", cause=None, message=None, rank=None)
+    events.append(run, "sealed", manifest_sha256="ab" * 32)
+    text = said(capsys, show_command, "latest", "--catalog", catalog)
+    for word in (
+        "digits, identity c1da7b094558, samples: 1,294 train, 360 test",
+        "not committed (source.patch, 1.79 KiB)",
+        "manifest abababababab",
+    ):
+        assert word in text
+    events.append(run, "started", attempt=2, process=status.process_identity())
+    value = json.loads(said(capsys, show_command, "latest", "--catalog", catalog, "--json"))
+    assert value["sealed"] is None  # of the attempt before
+
+
+def test_damaged_files_of_a_record_are_named(run, catalog, capsys):
+    run.results.write_text('{"training": {')
+    run.provenance.unlink()
+    run.provenance.symlink_to("/etc/hostname")
+    run.plan.write_text("[]")
+    with run.events.open("a") as file:
+        file.write('{"event": "fin')
+    text = said(capsys, show_command, "latest", "--catalog", catalog)
+    for word in (
+        "distributed_training_results.json is torn or no JSON",
+        "provenance.json cannot be read",
+        "distributed.json holds no JSON object",
+        "events.jsonl has 1 line that is no event",
+    ):
+        assert word in text
+
+
+def test_an_ambiguous_beginning_lists_the_candidates(catalog, capsys):
+    for number in range(23):
+        make(catalog, f"sweep-{number:02}")
+    with pytest.raises(UsageError, match="fits 23 runs") as caught:
+        call(show_command, "sweep", "--catalog", catalog)
+    assert "sweep-22" in str(caught.value) and "and 3 more" in str(caught.value)
+    assert "sweep-05" in said(capsys, show_command, "sweep-05", "--catalog", catalog)
+    with pytest.raises(UsageError, match=r"did you mean sweep-05\?"):
+        call(show_command, "sweeep-05", "--catalog", catalog)
 
 
 def script(name, after=""):

@@ -65,10 +65,17 @@ def expected_line(content: bytes, event: str, time: str, **fields: object) -> by
 
 def read(run: Run) -> list[dict[str, Any]]:
     """Every whole event, oldest first. Torn lines are skipped; a missing or unreadable file is empty."""
+    return [event for event in map(_parse, _some_lines(run)) if event is not None]
+
+
+def torn_lines(run: Run) -> int:
+    """How many lines are no event: writes that a kill cut short, or that were damaged."""
+    return sum(_parse(line) is None for line in _some_lines(run) if line)
+
+
+def _some_lines(run: Run) -> list[bytes]:
     lines = _content(run, LONGEST_READ).split(b"\n")
-    if len(lines) > MOST_READ:
-        lines = lines[: MOST_READ // 2] + lines[-MOST_READ // 2 :]
-    return [event for event in map(_parse, lines) if event is not None]
+    return lines if len(lines) <= MOST_READ else lines[: MOST_READ // 2] + lines[-MOST_READ // 2 :]
 
 
 def check_chain(run: Run) -> list[str]:

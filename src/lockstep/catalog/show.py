@@ -4,18 +4,19 @@ What is missing or damaged in the folder leaves gaps and never an error.
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import events, status, tail
+from lockstep.catalog import culprit, events, lineage, status, tail
 from lockstep.catalog.listing import row
-from lockstep.catalog.report.history import Step, told_by
-from lockstep.catalog.report.values import at, mapping, objects
+from lockstep.catalog.report.history import Attempt, Step, told_by
+from lockstep.catalog.report.values import at, counted, mapping, objects
 from lockstep.catalog.run import Run
 from lockstep.catalog.text import cell
 from lockstep.errors import UsageError
-from lockstep.files import read_object
+from lockstep.files import LARGEST_OBJECT_BYTES, parse_json, read_object, read_plain
 
-TAIL_LINES = 20
+MOST_RANKS = 64
 FILES = {
     "report": "report.html",
     "results": "distributed_training_results.json",
@@ -34,6 +35,7 @@ def overview(run: Run) -> dict[str, Any]:
     told, results, provenance = told_by(history), read_object(run.results), read_object(run.provenance)
     created: dict[str, Any] = next((event for event in history if event["event"] == "created"), {})
     code = mapping(provenance.get("git"))
+    ranks = objects(results.get("ranks"))
     return {
         **row(run, now),
         "attempt": state.attempt,
@@ -42,11 +44,14 @@ def overview(run: Run) -> dict[str, Any]:
         "pid": state.pid,
         "finished": state.finished,
         "parent": created.get("parent"),
-        "attempts": [{"attempt": each.number, "seconds": each.seconds} for each in told.attempts],
-        "code": {key: code.get(key) for key in ("commit", "branch", "dirty", "patch", "absent")},
+        "attempts": [_attempt(each) for each in told.attempts],
+        "code": {key: code.get(key) for key in ("commit", "branch", "dirty", "patch", "absent", "remote")},
+        "data": _data(read_object(run.data / "data.json", depth=2)),
         "machine": mapping(provenance.get("machine")),
         "packages": mapping(provenance.get("packages")),
+        "uv_lock": mapping(provenance.get("uv_lock")),
         "argv": provenance.get("argv"),
+        "sealed": _sealed(history),
         "steps": [
             {"attempt": each.number, **_step(step, state.word, each is told.attempts[-1])}
             for each in told.attempts
@@ -59,10 +64,45 @@ def overview(run: Run) -> dict[str, Any]:
             for which in ("final", "best")
             if at(results, "evaluation", which)
         },
-        "ranks": objects(results.get("ranks")),
-        "files": {name: str(run.path / file) for name, file in FILES.items() if (run.path / file).exists()},
-        "log": _telling_log(run, state, told.attempts[-1].steps if told.attempts else []),
+        "ranks": ranks,
+        "ranks_last": [] if ranks else ranks_last(run),
+        "lineage": lineage.of(run),
+        "files": {name: str(run.path / file) for name, file in FILES.items() if _there(run.path / file)},
+        "gaps": gaps(run),
+        "log": culprit.log(run, state, told.attempts[-1].steps if told.attempts else []),
     }
+
+
+def ranks_last(run: Run) -> list[dict[str, Any]]:
+    """How far each rank has come, by the end of its metrics: of a run without results, or still running."""
+    known = min(tail.ranks_known(run, read_object(run.plan)) or 0, MOST_RANKS)
+    found = []
+    for rank in range(known):
+        lines = tail.latest(tail.metrics_file(run, rank))
+        found.append({"rank": rank, **{kind: lines.get(kind) for kind in ("start", "step", "epoch", "end")}})
+    return found
+
+
+def gaps(run: Run) -> list[str]:
+    """A sentence for each file of the record that stands there and cannot be used. What is missing is no gap."""
+    found = []
+    for path, depth in ((run.results, 1), (run.provenance, 1), (run.plan, 1), (run.data / "data.json", 2)):
+        name = path.relative_to(run.path)
+        try:
+            value = parse_json(read_plain(path, LARGEST_OBJECT_BYTES, depth))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found.append(f"{name} cannot be read: {error.strerror}")
+        except ValueError:
+            found.append(f"{name} is torn or no JSON")
+        else:
+            if not isinstance(value, dict):
+                found.append(f"{name} holds no JSON object")
+    torn = events.torn_lines(run)
+    if torn:
+        found.append(f"events.jsonl has {counted(torn, 'line')} that {'is' if torn == 1 else 'are'} no event")
+    return found
 
 
 def rank_view(run: Run, rank: int, count: int) -> dict[str, Any]:
@@ -114,16 +154,40 @@ def _step(step: Step, word: str, of_last_attempt: bool) -> dict[str, Any]:
     }
 
 
-def _telling_log(run: Run, state: status.Status, steps: list[Step]) -> dict[str, Any] | None:
-    """Of a run that failed: the end of the failing rank's log, or of the failing step's."""
-    if state.word not in ("failed", "killed"):
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "attempt": attempt.number,
+        "seconds": attempt.seconds,
+        "started": attempt.started,
+        "last": attempt.last,
+    }
+
+
+def _data(told: dict[str, Any]) -> dict[str, Any]:
+    """The data's identity and the samples of each split."""
+    splits = {name: at(file, "samples") for name, file in mapping(told.get("files")).items()}
+    if not told:
+        return {}
+    return {"identity": told.get("identity"), "samples": splits, "made_from": mapping(told.get("made_from"))}
+
+
+def _sealed(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The seal of the last attempt; None while it has none."""
+    names = [event["event"] for event in history]
+    if "sealed" not in names or "started" in names[last_index(names, "sealed") :]:
         return None
-    if state.rank is not None and state.rank >= 0:
-        path = run.rank_log(state.rank)
-    else:
-        unfinished = [step.name for step in steps if step.status in ("failed", "open")]
-        if not unfinished or "/" in unfinished[-1]:
-            return None
-        path = run.logs / f"{unfinished[-1]}.log"
-    lines = tail.last_lines(path, TAIL_LINES)
-    return {"path": str(path), "lines": lines} if lines else None
+    event = history[last_index(names, "sealed")]
+    return {"time": event.get("time"), "manifest_sha256": event.get("manifest_sha256")}
+
+
+def last_index(names: list[str], name: str) -> int:
+    """Where a name stands last."""
+    return len(names) - 1 - names[::-1].index(name)
+
+
+def _there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError:
+        return False
+    return True

@@ -1,8 +1,10 @@
 """What show.py gathered, put into words and tables."""
 
 import shlex
+from collections.abc import Callable
 from typing import Any
 
+from lockstep.catalog import timeline_text
 from lockstep.catalog.report.values import (
     mapping,
     moment,
@@ -33,26 +35,28 @@ RANK_HEADINGS = (
     "processor",
     "memory",
 )
+LAST_HEADINGS = (
+    *("rank", "step", "epoch", "loss", "samples/s", "last step", "computing", "waiting", "data", ""),
+)
+MOST_RELATIVES = 20
 
 
 def blocks(found: dict[str, Any]) -> list[Block]:
-    """The overview as headings with tables and lines below them."""
-    result: list[Block] = [("", Table(_facts(found)))]
-    if found["message"]:
-        result.append(("Message", lines_of(found["message"])))
-    if found["warnings"]:
-        result.append(("Warnings", [cell(warning, 300) for warning in found["warnings"][:10]]))
-    if found["steps"]:
-        result.append(("Pipeline", _steps(found)))
-    if found["evaluation"]:
-        result.append(("Results", _evaluation(found["evaluation"])))
-    if found["ranks"]:
-        result.append(("Ranks", _ranks(found["ranks"])))
-    if found["log"]:
-        result.append((f"The end of {cell(found['log']['path'], 200)}", found["log"]["lines"]))
-    if found["files"]:
-        result.append(("Files", Table([(name, cell(path, 300)) for name, path in found["files"].items()])))
-    return result
+    """The overview as headings with tables and lines below them; what the run does not have is left out."""
+    log, related = found["log"] or {"path": "", "lines": []}, found["lineage"]
+    parts: list[tuple[str, object, Callable[[], Table | list[str]]]] = [
+        ("Message", found["message"], lambda: lines_of(found["message"])),
+        ("Warnings", found["warnings"], lambda: [cell(each, 300) for each in found["warnings"][:10]]),
+        ("Damaged", found["gaps"], lambda: [cell(gap, 300) for gap in found["gaps"]]),
+        ("Pipeline", found["steps"], lambda: timeline_text.table(found)),
+        ("Results", found["evaluation"], lambda: _evaluation(found["evaluation"])),
+        ("Ranks", found["ranks"], lambda: _ranks(found["ranks"])),
+        ("Ranks, as far as they came", found["ranks_last"], lambda: _ranks_last(found["ranks_last"])),
+        ("Lineage", related["ancestors"] or related["children"], lambda: lineage_lines(related)),
+        (f"The end of {cell(log['path'], 200)}", log["lines"], lambda: log["lines"]),
+        ("Files", found["files"], lambda: Table([(k, cell(v, 300)) for k, v in found["files"].items()])),
+    ]
+    return [("", Table(_facts(found))), *((heading, make()) for heading, there, make in parts if there)]
 
 
 def step_blocks(view: dict[str, Any]) -> list[Block]:
@@ -99,7 +103,6 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ranks = show_count(found["world_size"])
     what = f"{cell(found['model'])} on {cell(found['dataset'])}, {cell(found['strategy'])}, ranks: {ranks}"
     code, machine, packages = found["code"], found["machine"], found["packages"]
-    parent = mapping(found["parent"])
     training = found["training"]
     speed = f"{show_count(training.get('samples_per_second'))} samples/s"
     facts = [
@@ -109,10 +112,11 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("created", show_moment(moment(found["created"]))),
         ("duration", f"{show_seconds(found['seconds'])}, attempts: {len(found['attempts'])}"),
         ("training", f"{show_seconds(training.get('seconds'))}, {speed}" if training else ""),
-        ("parent", f"{cell(parent.get('run_id'), 64)}, {cell(parent.get('checkpoint'))}" if parent else ""),
         ("code", _code(code) if any(code.values()) else ""),
+        ("data", _data(found["data"]) if found["data"] else ""),
         ("machine", _machine(machine, packages) if machine else ""),
         ("command", _command(found["argv"])),
+        ("seal", _seal(found)),
     ]
     return [fact for fact in facts if fact[1]]
 
@@ -120,10 +124,28 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _code(code: dict[str, Any]) -> str:
     if code.get("absent"):
         return f"not under git ({cell(code['absent'], 100)})"
+    dirty, patch = code.get("dirty"), mapping(code.get("patch"))
     changed = {True: ", with changes that were not committed", False: ", nothing changed"}
-    dirty = code.get("dirty")
     commit = cell(code["commit"])[:12] if code.get("commit") else "no commit"
-    return f"{commit} on {cell(code.get('branch'))}" + (changed[dirty] if isinstance(dirty, bool) else "")
+    kept = f" ({cell(patch.get('file'))}, {show_bytes(patch.get('bytes'))})" if patch else ""
+    return (
+        f"{commit} on {cell(code.get('branch'))}" + (changed[dirty] if isinstance(dirty, bool) else "") + kept
+    )
+
+
+def _data(data: dict[str, Any]) -> str:
+    counts = [f"{show_count(count)} {cell(name, 16)}" for name, count in list(data["samples"].items())[:5]]
+    made = data["made_from"]
+    return (
+        f"{cell(made.get('dataset'))}, identity {cell(data['identity'])[:12]}, samples: {', '.join(counts)}"
+    )
+
+
+def _seal(found: dict[str, Any]) -> str:
+    sealed = found["sealed"]
+    if sealed:
+        return f"{show_moment(moment(sealed['time']))}, manifest {cell(sealed['manifest_sha256'])[:12]}"
+    return "" if found["status"] == "running" else "none: this record was not completed"
 
 
 def _machine(machine: dict[str, Any], packages: dict[str, Any]) -> str:
@@ -140,21 +162,6 @@ def _command(argv: object) -> str:
     return cell(shlex.join(words), 300) if words else ""
 
 
-def _steps(found: dict[str, Any]) -> Table:
-    several = len(found["attempts"]) > 1
-    rows = [
-        (
-            *([str(step["attempt"])] if several else []),
-            cell(step["step"]),
-            cell(step["status"]),
-            show_seconds(step["seconds"]),
-        )
-        for step in found["steps"][-50:]
-    ]
-    headings = (*(["attempt"] if several else []), "step", "status", "time")
-    return Table(rows, headings, frozenset({len(headings) - 1}))
-
-
 def _evaluation(evaluation: dict[str, Any]) -> Table:
     rows = []
     for which, found in evaluation.items():
@@ -165,6 +172,46 @@ def _evaluation(evaluation: dict[str, Any]) -> Table:
                 accuracy, loss = show_percent(figures.get("accuracy")), show_decimal(figures.get("loss"))
                 rows.append((where, split, accuracy, loss, show_count(figures.get("samples"))))
     return Table(rows, ("model", "split", "accuracy", "loss", "samples"), frozenset({2, 3, 4}))
+
+
+def _ranks_last(ranks: list[dict[str, Any]]) -> Table:
+    rows = []
+    for found in ranks:
+        step, end = mapping(found["step"]), mapping(found["end"])
+        seconds, samples = number(step.get("step_seconds")), number(step.get("samples"))
+        parts = [show_seconds(step.get(f"{part}_seconds")) for part in ("step", "compute", "sync", "data")]
+        rows.append(
+            (
+                str(found["rank"]),
+                show_count(step.get("step")),
+                show_count(step.get("epoch")),
+                show_decimal(step.get("loss")),
+                show_count(samples / seconds if samples is not None and seconds else None),
+                *parts,
+                "ended" if end else "",
+            )
+        )
+    return Table(rows, LAST_HEADINGS, frozenset(range(len(LAST_HEADINGS) - 1)))
+
+
+def lineage_lines(lineage: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Ancestors, each indented below the younger, then children."""
+    lines = []
+    for depth, each in enumerate(lineage["ancestors"][:MOST_RELATIVES]):
+        lines.append("  " * depth + f"{cell(each['kind'], 16)} from {_relative(each)}")
+    for each in lineage["children"][:MOST_RELATIVES]:
+        lines.append(f"child: {_relative(each)}, {cell(each['kind'], 16)} from this")
+    hidden = sum(max(0, len(each) - MOST_RELATIVES) for each in lineage.values())
+    return [*lines, f"and {hidden} more"] if hidden else lines
+
+
+def _relative(each: dict[str, Any]) -> str:
+    where = cell(each["checkpoint"]) if each["checkpoint"] else "no checkpoint: from the beginning"
+    told = {
+        "absent": "not in this catalog",
+        "collected": "collected: its tombstone is left",
+    }.get(each["status"], cell(each["status"]))
+    return f"{cell(each['run_id'], 64)} ({told}), {where}"
 
 
 def _ranks(ranks: list[dict[str, Any]]) -> Table:

@@ -1,6 +1,5 @@
 """The end of logs and metrics, and what is added to them while a run goes on."""
 
-import json
 import os
 import re
 import time
@@ -12,10 +11,11 @@ from typing import Any
 from lockstep.catalog import status
 from lockstep.catalog.report.values import number, show_count, show_decimal, show_seconds, whole
 from lockstep.catalog.run import Run
-from lockstep.files import printable
+from lockstep.files import open_plain, parse_json, printable
 
 WINDOW_BYTES = 1 << 18  # the most that is looked at for the last lines, and read at one time
 LONGEST_LINE = 2000
+IN_A_FOLDER = 2  # logs/rank-0.log: neither name may be a link
 MOST_STEP_LINES = 3  # of one look; steps can be faster than reading
 
 
@@ -127,7 +127,7 @@ class _Growing:
         if self._size() < self.position:
             self.position, self.rest = 0, b""  # it was written anew
         try:
-            with self.path.open("rb") as file:
+            with open_plain(self.path, IN_A_FOLDER) as file:
                 file.seek(self.position)
                 content = file.read(WINDOW_BYTES)
         except OSError:
@@ -140,7 +140,7 @@ class _Growing:
 
     def _size(self) -> int:
         try:
-            return self.path.stat().st_size
+            return self.path.lstat().st_size
         except OSError:
             return 0
 
@@ -155,15 +155,14 @@ def ranks_known(run: Run, plan: dict[str, Any]) -> int | None:
 
 
 def _entries(run: Run) -> list[Path]:
-    return [path for folder in (run.logs, run.metrics) if folder.is_dir() for path in folder.iterdir()]
+    folders = [folder for folder in (run.logs, run.metrics) if folder.is_dir() and not folder.is_symlink()]
+    return [path for folder in folders for path in folder.iterdir()]
 
 
 def _end_of(path: Path, end: int | None = None) -> tuple[bytes, bool]:
     """The end of a plain file (of its first ``end`` bytes), and whether that is all there is before it."""
     try:
-        if not path.is_file():
-            return b"", True
-        with path.open("rb") as file:
+        with open_plain(path, IN_A_FOLDER) as file:
             end = os.fstat(file.fileno()).st_size if end is None else end
             start = max(0, end - WINDOW_BYTES)
             file.seek(start)
@@ -174,7 +173,7 @@ def _end_of(path: Path, end: int | None = None) -> tuple[bytes, bool]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
