@@ -33,6 +33,7 @@ class Git:
     folder: Path
     overrides: tuple[str, ...] = _NEVER
     environment: dict[str, str] = field(default_factory=dict)
+    seconds: float = CALL_SECONDS  # the longest that a call may take
 
     def __call__(self, *arguments: str, stdin: bytes = b"", limit: int = OUTPUT_BYTES) -> bytes:
         """The output of one call, cut after ``limit`` + 1 bytes. Raises GitError."""
@@ -46,14 +47,14 @@ class Git:
                     stdout=output,
                     stderr=subprocess.PIPE,
                     env=_environment() | self.environment,
-                    timeout=CALL_SECONDS,
+                    timeout=self.seconds,
                     check=False,
                     start_new_session=True,  # Ctrl-C is meant for the run
                 )
             except OSError as error:
                 raise GitError(f"git cannot be started: {error.strerror}") from error
             except subprocess.TimeoutExpired as error:
-                raise GitError(f"git {arguments[0]} took longer than {CALL_SECONDS:.0f} s") from error
+                raise GitError(f"git {arguments[0]} took longer than {self.seconds:.0f} s") from error
             if done.returncode != 0:
                 reason = done.stderr[:1000].decode(errors="replace").strip().partition("\n")[0]
                 raise GitError(f"git {arguments[0]}: {reason or f'exit status {done.returncode}'}")
@@ -145,7 +146,7 @@ def collect_changes(git: Git, commit: str | None, scratch: Path, leave_out: Path
     ``scratch`` is an empty folder that takes a copy of the index and new objects; ``leave_out`` a folder (the
     catalog) whose files are never part of the code. Raises GitError.
     """
-    git = _on_a_copy(git, scratch)
+    git = on_a_copy(git, scratch)
     base = commit or git.line("hash-object", "-t", "tree", "--stdin") or ""
     staged = git.paths("diff-index", "--cached", "--name-only", "-z", base)
     changed = git.paths("diff-files", "--name-only", "-z", "--ignore-submodules=dirty")
@@ -160,12 +161,12 @@ def collect_changes(git: Git, commit: str | None, scratch: Path, leave_out: Path
         git("update-index", "-z", "--add", "--remove", "--stdin", stdin=b"\0".join([*changed, *taken, b""]))
     patch = b""
     if staged or changed or taken:
-        patch = git("diff-index", "--cached", *_PLAIN, base, limit=PATCH_BYTES)
+        patch = git("diff-index", "--cached", *PLAIN_DIFF, base, limit=PATCH_BYTES)
     tree = git.line("write-tree", "--missing-ok")
     return Changes(len(staged), len(changed), len(others), tree, patch, left_out)
 
 
-_PLAIN = (
+PLAIN_DIFF = (
     "--patch",
     "--binary",
     "--full-index",
@@ -180,7 +181,8 @@ _PLAIN = (
 )
 
 
-def _on_a_copy(git: Git, scratch: Path) -> Git:
+def on_a_copy(git: Git, scratch: Path) -> Git:
+    """git with a copy of the index and a new object folder, both in an empty folder, before the repository's."""
     index, objects = (
         git.folder / os.fsdecode(path)
         for path in git("rev-parse", "--git-path", "index", "--git-path", "objects").splitlines()

@@ -23,9 +23,10 @@ from lockstep.files import write_atomically, write_json
 PACKAGES = ("lockstep", "torch", "numpy", "runnable", "pydantic", "safetensors", "scikit-learn")
 _ENVIRONMENT = re.compile(
     r"LOCKSTEP_\w+|(OMP|MKL|OPENBLAS|NUMEXPR)_\w+|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING)|KMP_\w+"
-    r"|CUBLAS_WORKSPACE_CONFIG|(GLOO|NCCL)_SOCKET_IFNAME|PYTHON(HASHSEED|OPTIMIZE|UNBUFFERED)|LANG|LC_ALL|TZ"
+    r"|CUBLAS_WORKSPACE_CONFIG|ATEN_CPU_CAPABILITY|(DNNL|ONEDNN)_MAX_CPU_ISA|(GLOO|NCCL)_SOCKET_IFNAME|PYTHON(HASHSEED|OPTIMIZE|UNBUFFERED)|LANG|LC_ALL|TZ"
 )
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|KEY")
+_FEATURE = re.compile(r"avx\w*|amx\w*|fma\w*|f16c|sse4\w*|sve\w*|asimd\w*|bf16|i8mm|neon")
 _LONGEST_VALUE = 1000
 _MOST_LEFT_OUT = 100
 
@@ -80,6 +81,7 @@ def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, An
         "commit": commit,
         "branch": repository.line("symbolic-ref", "--quiet", "--short", "HEAD"),
         "remote": _text(git.remote_url(repository) or "") or None,
+        "folder": repository_folder(repository, folder),
         "dirty": None,
         "patch": None,
     }
@@ -108,6 +110,14 @@ def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, An
         digest = hashlib.sha256(changes.patch).hexdigest()
         record["patch"] = {"file": file.name, "bytes": len(changes.patch), "sha256": digest}
     return record
+
+
+def repository_folder(repository: git.Git, folder: Path) -> str | None:
+    """Where in the repository the command was started: "." at its top; None where it cannot be told."""
+    try:
+        return _text(str(folder.resolve().relative_to(repository.folder.resolve())))
+    except ValueError:
+        return None
 
 
 def _packages() -> dict[str, str | None]:
@@ -147,10 +157,18 @@ def _machine() -> dict[str, Any]:
         "kernel": f"{system.sysname} {system.release}",
         "architecture": system.machine,
         "processor": model.group(1) if model else None,
+        "processor_features": _features(),
         "cores": linux.cores(),
         "cores_of_machine": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
+
+
+def _features() -> list[str]:
+    """The instruction sets that mathematical libraries choose their code by: other ones, other bits."""
+    flags = re.search(r"(?m)^(?:flags|Features)\s*: *(.*)$", _read(Path("/proc/cpuinfo"), 1 << 14))
+    found = flags.group(1).split() if flags else []
+    return sorted(name for name in found if _FEATURE.fullmatch(name))
 
 
 def _read(path: Path, limit: int = 1 << 16) -> str:

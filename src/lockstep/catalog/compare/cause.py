@@ -1,0 +1,182 @@
+"""Why two runs part, deduced from what differs between them and from where in a step it first shows.
+
+Each thing that differs can show first in some quantities only: another learning rate never changes the loss of
+the first step, nor a thread count the samples. What differs and fits is the cause; where nothing differs, the
+same configuration does not repeat itself. Every conclusion comes with what it was drawn from.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lockstep.catalog.compare.code import Comparison, is_source
+from lockstep.catalog.compare.inputs import ABSENT, Apart
+from lockstep.catalog.compare.quantities import NAMES, SAMPLES, WEIGHTS, Difference, Walk
+
+INITIAL = "weights before the first step"
+LOSS, NORM, GRADIENT, RATE = (
+    NAMES[key] for key in ("loss", "grad_norm", "gradient_digests", "learning_rate")
+)
+MATHS = {LOSS, NORM, GRADIENT, WEIGHTS}
+EVERYTHING = MATHS | {INITIAL, SAMPLES, RATE}
+SHOWN = 8
+
+# In the order in which they are believed where several fit: what is more particular comes first.
+CLASSES = (
+    "starting point",
+    "seed",
+    "data",
+    "model parameters",
+    "optimizer parameters",
+    "training algorithm",
+    "precision",
+    "code",
+    "arithmetic",
+    "unknown",
+)
+_PARAMETERS = (
+    ("seed", r"seed", {INITIAL, SAMPLES, LOSS}),
+    ("data", r"data(\..*)?|training\.global_batch_size", {INITIAL, SAMPLES, LOSS, RATE}),
+    ("model parameters", r"model(\..*)?", {INITIAL, LOSS, NORM, GRADIENT}),
+    ("precision", r"training\.precision", EVERYTHING - {RATE}),
+    ("optimizer parameters", r"training\.(learning_rate|schedule(\..*)?|epochs)", {RATE}),
+    ("optimizer parameters", r"training\.max_grad_norm", {GRADIENT}),
+    ("optimizer parameters", r"training\.optimizer(\..*)?", {WEIGHTS}),
+    ("arithmetic", r"distributed\.(world_size|strategy(\..*)?|threads_per_rank|backend)", MATHS),
+)
+_ENVIRONMENT = (
+    ("code", r"packages\.lockstep", EVERYTHING),
+    (
+        "arithmetic",
+        r"packages\.(torch|numpy|python|safetensors)|uv_lock\.(?!sha256).*",
+        MATHS | {INITIAL, SAMPLES},
+    ),
+    ("arithmetic", r"machine\.(processor|processor_features|architecture)", MATHS | {INITIAL}),
+    ("arithmetic", r"environment\.(OMP|MKL|OPENBLAS|NUMEXPR|KMP|ATEN|DNNL|ONEDNN|CU)\w*", MATHS | {INITIAL}),
+    ("arithmetic", r"plan\.(threads_per_rank|device)", MATHS | {INITIAL}),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that differs, and the quantities that it can be seen in first."""
+
+    kind: str
+    words: str
+    shows_in: frozenset[str]
+
+
+@dataclass
+class Cause:
+    """``kind`` is one of CLASSES, non-determinism, or unknown. ``others`` might do the same and differ as well."""
+
+    kind: str
+    evidence: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is known to differ around two runs."""
+
+    parameters: list[Apart]
+    environment: list[Apart]
+    data: list[Apart]
+    start: list[Apart]
+    code: Comparison
+    inexact: bool  # one of the two is not meant to compute what a single process does
+    repeats_differ: list[str]  # sentences on steps that one run did twice, with other bits
+
+
+def find(walk: Walk, first: Difference, inputs: Inputs) -> Cause:
+    """The cause of the first difference."""
+    possible = _possible(walk, first)
+    candidates = list(_candidates(inputs))
+    fitting = [each for each in candidates if each.shows_in & possible]
+    seen = _what_is_seen(walk, first)
+    if inputs.repeats_differ:
+        seen += inputs.repeats_differ
+    if not candidates:
+        same = "parameters, code, packages, processor, threads and data are recorded as the same"
+        elsewhere = [_words(each) for each in inputs.environment if each.key.startswith("machine.")]
+        return Cause("non-determinism", [*seen, same], _shortened(elsewhere))
+    if not fitting:
+        words = [f"{each.words} (it cannot show there first)" for each in candidates]
+        return Cause("unknown", [*seen, "nothing that differs explains it"], words[:SHOWN])
+    kind = min((each.kind for each in fitting), key=CLASSES.index)
+    chosen = [each.words for each in fitting if each.kind == kind]
+    others = [f"{each.kind}: {each.words}" for each in fitting if each.kind != kind]
+    return Cause(kind, [*seen, *_shortened(chosen)], _shortened(others))
+
+
+def _possible(walk: Walk, first: Difference) -> set[str]:
+    """Where it may have begun: in what was seen, or in what was not looked at between there and the last agreement."""
+    initial = first.quantity == WEIGHTS and first.step < min(walk.steps, default=1)
+    if initial:
+        return {INITIAL}
+    quantity = GRADIENT if first.quantity == NAMES["own_gradient_digests"] else first.quantity
+    if quantity in EVERYTHING - {SAMPLES, RATE} and walk.last_same_weights != first.step - 1:
+        never_looked = {INITIAL} if walk.last_same_weights is None else set()
+        return {quantity, WEIGHTS, GRADIENT, LOSS, NORM, SAMPLES} | never_looked
+    if quantity == WEIGHTS:
+        return {WEIGHTS, GRADIENT, RATE} if RATE not in walk.compared else {WEIGHTS, GRADIENT}
+    if quantity == LOSS:
+        return {LOSS, SAMPLES}
+    if quantity in (NORM, GRADIENT):
+        return {NORM, GRADIENT}
+    return {quantity} if quantity in EVERYTHING else EVERYTHING
+
+
+def _what_is_seen(walk: Walk, first: Difference) -> list[str]:
+    if first.step < min(walk.steps, default=1):
+        return ["the weights differ before the first step"]
+    if walk.last_same_weights is None:
+        return ["no fingerprints of the weights from before it can be compared"]
+    return [f"after step {walk.last_same_weights} all weights were the same"]
+
+
+def _candidates(inputs: Inputs) -> Iterator[Candidate]:
+    start = [each for each in inputs.start]
+    if start:
+        yield Candidate("starting point", "they start from other checkpoints", frozenset(EVERYTHING))
+    yield from _matching(inputs.parameters, _PARAMETERS, inputs.inexact)
+    splits = [each for each in inputs.data if re.fullmatch(r"files\.\w+\.sha256", each.key)]
+    for each in splits:
+        yield Candidate("data", f"data: {_words(each)}", frozenset({SAMPLES, LOSS, "validation loss"}))
+    yield from _matching(inputs.environment, _ENVIRONMENT, False)
+    code = inputs.code
+    if code.same is False and code.computes:
+        files = [name for name in code.files if is_source(name)]
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        yield Candidate("code", f"{code.words}: {', '.join(files[:3])}{more}", frozenset(EVERYTHING))
+    elif code.same is None:
+        words = f"whether the code is the same is not known ({'; '.join(code.gaps) or code.words})"
+        yield Candidate("unknown", words, frozenset(EVERYTHING))
+
+
+def _matching(found: list[Apart], rules: Any, inexact: bool) -> Iterator[Candidate]:
+    for each in found:
+        for kind, pattern, shows_in in rules:
+            if re.fullmatch(pattern, each.key):
+                other = inexact and each.key.startswith("distributed.")
+                yield Candidate("training algorithm" if other else kind, _words(each), frozenset(shows_in))
+                break
+
+
+def _words(each: Apart) -> str:
+    a, b = (value if value == ABSENT else _short(value) for value in (each.a, each.b))
+    return f"{each.key}: {a} in A, {b} in B"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _shortened(words: list[str]) -> list[str]:
+    return words if len(words) <= SHOWN else [*words[:SHOWN], f"and {len(words) - SHOWN} more"]

@@ -1,0 +1,127 @@
+"""What went into two runs and what came out, key by key: parameters, environment, data, results."""
+
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep.catalog import status
+from lockstep.catalog.report.values import at, mapping
+from lockstep.catalog.run import Run
+from lockstep.files import read_object, read_plain
+
+LARGEST_LOCK_BYTES = 32 << 20
+DEEPEST = 20
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A key whose value differs between two runs; ``ABSENT`` where one has no such key."""
+
+    key: str
+    a: Any
+    b: Any
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"key": self.key, "a": self.a, "b": self.b}
+
+
+def flattened(value: object, prefix: str = "", depth: int = DEEPEST) -> dict[str, Any]:
+    """Nested mappings as dotted keys; a list is one value."""
+    if not isinstance(value, dict) or not value or not depth:
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        leaves |= flattened(inner, f"{prefix}.{key}" if prefix else str(key), depth - 1)
+    return leaves
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[Apart]:
+    """The keys whose values differ, those of ``a`` first."""
+    keys = [*a, *(key for key in b if key not in a)]
+    apart = (Apart(key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in keys)
+    return [each for each in apart if each.a != each.b or type(each.a) is not type(each.b)]
+
+
+def parameters_of(run: Run) -> dict[str, Any]:
+    """parameters.yaml as dotted keys; empty where it cannot be read. The user's own modules are not imported."""
+    from lockstep import strict_yaml
+    from lockstep.errors import ParametersError
+
+    try:
+        content = read_plain(run.parameters, strict_yaml.MAX_BYTES)
+        return flattened(strict_yaml.parse(content, "parameters.yaml").value)
+    except (OSError, ParametersError):
+        return {}
+
+
+def environment_of(run: Run) -> dict[str, Any]:
+    """Packages, machine, variables, and how the ranks were set up, as dotted keys; of the first attempt."""
+    provenance, plan = read_object(run.provenance), read_object(run.plan)
+    found = {name: mapping(provenance.get(name)) for name in ("packages", "machine", "environment")}
+    decided = {
+        key: plan[key]
+        for key in ("world_size", "threads_per_rank", "cores", "device", "backend", "strategy", "servers")
+        if key in plan
+    }
+    locked = mapping(provenance.get("uv_lock")).get("sha256")
+    return flattened({**found, "plan": decided, "uv_lock": {"sha256": locked}})
+
+
+def locked_versions(run: Run) -> dict[str, str]:
+    """The versions in the recorded uv.lock by package; where markers choose among several, all of them."""
+    try:
+        value = tomllib.loads(read_plain(run.path / "uv.lock", LARGEST_LOCK_BYTES).decode())
+    except (OSError, ValueError, RecursionError):  # a TOML error is a ValueError
+        return {}
+    versions: dict[str, set[str]] = {}
+    packages = value.get("package")
+    for package in packages if isinstance(packages, list) else []:
+        name, version = mapping(package).get("name"), mapping(package).get("version")
+        if isinstance(name, str) and isinstance(version, str):
+            versions.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(found)) for name, found in sorted(versions.items())}
+
+
+def environment(a: Run, b: Run) -> list[Apart]:
+    """What differs around two runs; packages of uv.lock by name, where the two are not the same file."""
+    found = differences(environment_of(a), environment_of(b))
+    if any(each.key == "uv_lock.sha256" for each in found):
+        locked = differences(locked_versions(a), locked_versions(b))
+        found += [Apart(f"uv_lock.{each.key}", each.a, each.b) for each in locked]
+    return found
+
+
+def data_of(run: Run) -> dict[str, Any]:
+    """Identity, origin and digests of the splits, as dotted keys."""
+    return flattened(read_object(run.data / "data.json", 2))
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    """The figures that people compare runs by."""
+    results = read_object(run.results)
+    training, final = mapping(results.get("training")), at(results, "evaluation", "final")
+    figures = {
+        "steps": training.get("steps"),
+        "test accuracy": at(final, "test", "accuracy"),
+        "test loss": at(final, "test", "loss"),
+        "validation accuracy": at(final, "validation", "accuracy"),
+        "validation loss": at(final, "validation", "loss"),
+        "train loss": at(final, "train", "loss"),
+        "samples per second": training.get("samples_per_second"),
+        "seconds of training": training.get("seconds"),
+        "share of waiting": training.get("waiting_share"),
+    }
+    state = status.of(run)
+    ended = {"status": state.word, "cause": state.cause}
+    return {key: value for key, value in {**ended, **figures}.items() if value is not None}
+
+
+def starting_point(run: Run) -> dict[str, Any]:
+    """The digests of the checkpoint that a child started from; empty for a run that began at the beginning."""
+    manifest = read_object(run.start / "manifest.json", 2)
+    files = mapping(manifest.get("files"))
+    return {
+        name: mapping(entry).get("sha256") for name, entry in files.items() if name.endswith(".safetensors")
+    }
