@@ -9,14 +9,17 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lockstep.catalog.finding import Finding
 from lockstep.errors import LockstepError
-from lockstep.files import fsync_folder, printable, write_atomically
+from lockstep.files import fsync_folder, open_plain, printable, read_plain, write_atomically
 
 MANIFEST = "manifest.json"
+SIGNATURES = "signatures"
+LARGEST_BYTES = 64 << 20  # of a manifest: a third of a million files
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,26 +40,45 @@ def verify_folder(folder: Path) -> list[str]:
 
     For a run, the history is checked as far as the seal covers it; ``seal.verify_seal`` checks the rest.
     """
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        return [f"{MANIFEST} is missing"]
-    except OSError as error:
-        return [f"{MANIFEST} cannot be read: {error.strerror}"]
-    manifest = parse_manifest(content)
+    return [str(finding) for finding in differences(folder)]
+
+
+def differences(folder: Path, digest: Callable[[Path], str] | None = None) -> list[Finding]:
+    """The same as findings. ``digest`` gives a file's SHA-256 where the caller has it already."""
+    manifest, findings = read_manifest(folder)
     if manifest is None:
-        return [f"{MANIFEST} is not as it was written: its own bytes were changed or cut"]
+        return findings
     is_run = "events" in manifest
     leave_out = outside_the_seal(folder) if is_run else {MANIFEST}
-    findings = _compare(folder, manifest["files"], dict(walk(folder, leave_out)))
+    findings = compare(folder, manifest["files"], dict(walk(folder, leave_out)), digest)
     if is_run:
-        covered = manifest["events"]["bytes"]
-        history = read_up_to(folder / "events.jsonl", covered)
-        if len(history) < covered:
-            findings.append(f"events.jsonl was cut to {len(history)} bytes, of {covered} that were sealed")
-        elif hashlib.sha256(history).hexdigest() != manifest["events"]["sha256"]:
-            findings.append("events.jsonl: bytes that were sealed have been changed")
+        findings += history_differences(folder, manifest["events"])
     return findings
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """A folder's manifest; None and why where there is none that can be used."""
+    try:
+        content = read_plain(folder / MANIFEST, LARGEST_BYTES)
+    except FileNotFoundError:
+        return None, [Finding(MANIFEST, "is missing")]
+    except OSError as error:
+        return None, [Finding(MANIFEST, f"cannot be read: {error.strerror}")]
+    manifest = parse_manifest(content)
+    if manifest is None:
+        return None, [Finding(MANIFEST, "is not as it was written: its own bytes were changed or cut")]
+    return manifest, []
+
+
+def history_differences(folder: Path, sealed: Mapping[str, Any]) -> list[Finding]:
+    """What has become of the bytes of events.jsonl that were sealed."""
+    covered = sealed["bytes"]
+    history = read_up_to(folder / "events.jsonl", covered)
+    if len(history) < covered:
+        return [Finding("events.jsonl", f"was cut to {len(history)} bytes, of {covered} that were sealed")]
+    if hashlib.sha256(history).hexdigest() != sealed["sha256"]:
+        return [Finding("events.jsonl", "has other bytes where it was sealed: they have been changed")]
+    return []
 
 
 def manifest_bytes(value: Mapping[str, Any]) -> bytes:
@@ -106,35 +128,49 @@ def entries(folder: Path, known: Mapping[str, str], leave_out: Collection[str]) 
 
 
 def outside_the_seal(folder: Path) -> set[str]:
-    """What the seal passes over at a run's top: itself, the history, and what lives with the run."""
-    return {MANIFEST, "events.jsonl", ".live", *(path.name for path in folder.glob(".live.*"))}
+    """What the seal passes over at a run's top: itself, the history, what lives with the run, signatures.
+
+    The history vouches for the signatures (seal.py).
+    """
+    left = [name for name in os.listdir(folder) if name.startswith(".live.")]  # noqa: PTH208 - names only
+    return {MANIFEST, "events.jsonl", ".live", SIGNATURES, *left}
 
 
 def walk(folder: Path, leave_out: Collection[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
     """Every entry below a folder that is no folder itself: path in it, and lstat. Links are never followed.
 
-    ``leave_out`` names entries at the top that are passed over.
+    ``leave_out`` names entries at the top that are passed over. A folder that cannot be looked into is an
+    entry itself.
     """
     waiting = [("", folder)]
     while waiting:
         prefix, here = waiting.pop()
-        with os.scandir(here) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if not prefix and entry.name in leave_out:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append((f"{prefix}{entry.name}/", Path(entry.path)))
-                else:
-                    yield prefix + entry.name, entry.stat(follow_symlinks=False)
+        try:
+            with os.scandir(here) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if not prefix:
+                raise
+            yield prefix, here.lstat()
+            continue
+        for entry in found:
+            if not prefix and entry.name in leave_out:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((f"{prefix}{entry.name}/", Path(entry.path)))
+            else:
+                yield prefix + entry.name, entry.stat(follow_symlinks=False)
 
 
 def digest_of_file(path: Path, durable: bool = False) -> str:
-    """The SHA-256 of a file that is no link; ``durable`` also waits until its bytes are on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+    """The SHA-256 of a plain file; ``durable`` also waits until its bytes are on disk.
+
+    Raises OSError for a link, a pipe or anything else that was put in a file's place.
+    """
+    with open_plain(path) as file:
         if durable:
-            os.fsync(descriptor)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is buffered
 
 
 def _is_entry(value: object) -> bool:
@@ -148,27 +184,42 @@ def _is_entry(value: object) -> bool:
     )
 
 
-def _compare(folder: Path, files: dict[str, Any], present: dict[str, os.stat_result]) -> list[str]:
+def compare(
+    folder: Path,
+    files: Mapping[str, Any],
+    present: Mapping[str, os.stat_result],
+    digest: Callable[[Path], str] | None = None,
+) -> list[Finding]:
+    """What differs between the entries of a manifest and what ``walk`` found, in the order of names."""
     owners: dict[str, str] = {}
     for name, entry in files.items():
         owners.setdefault(entry["sha256"], name)
     findings = []
     for name in sorted(files.keys() | present.keys()):
-        shown = printable(name)
+        problem = None
         if name not in present:
-            findings.append(f"{shown} is missing")
+            folder_there = (folder / name).is_dir() and not (folder / name).is_symlink()
+            problem = "is a folder, and was a file" if folder_there else "is missing"
+        elif name.endswith("/"):
+            problem = "is a folder that cannot be looked into"
         elif name not in files:
-            findings.append(f"{shown} is not in the manifest: it was added")
+            problem = "is not in the manifest: it was added"
         elif not stat.S_ISREG(present[name].st_mode):
-            findings.append(f"{shown} is a link or no plain file, and was a file")
-        elif problem := _difference(folder / name, files[name], present[name].st_size, owners):
-            findings.append(f"{shown} {problem}")
+            problem = "is a link or no plain file, and was a file"
+        else:
+            problem = _difference(
+                folder / name, files[name], present[name].st_size, owners, digest or digest_of_file
+            )
+        if problem:
+            findings.append(Finding(name, problem))
     return findings
 
 
-def _difference(path: Path, entry: dict[str, Any], size: int, owners: dict[str, str]) -> str | None:
+def _difference(
+    path: Path, entry: dict[str, Any], size: int, owners: dict[str, str], digest_of: Callable[[Path], str]
+) -> str | None:
     try:
-        digest = digest_of_file(path)
+        digest = digest_of(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if digest == entry["sha256"] and size == entry["bytes"]:
@@ -181,9 +232,9 @@ def _difference(path: Path, entry: dict[str, Any], size: int, owners: dict[str, 
 
 
 def read_up_to(path: Path, limit: int | None) -> bytes:
-    """The first bytes of a file, all without a limit; none where it cannot be read."""
+    """The first bytes of a plain file, all without a limit; none where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return file.read(-1 if limit is None else limit)
     except OSError:
         return b""

@@ -12,6 +12,9 @@ COMMANDS = {
     "run": "train what a parameter file describes, and record it",
     "list": "the runs of the catalog, newest first",
     "show": "one run: what it was, how it went, what its ranks say",
+    "diff": "two runs: what differs, and the first step at which they part",
+    "verify": "every byte of a run against what vouches for it",
+    "seal": "seal a run as it stands, sign it, anchor it outside its folder",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 
