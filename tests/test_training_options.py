@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from lockstep.engine.activations import drop_activations
@@ -141,3 +142,47 @@ def test_a_compiled_model_is_the_same_maths(server, tmp_path, reference, strateg
     run = train(server, tmp_path, strategy, "training.compile=true", "distributed.timeout_seconds=110.0")
     assert largest_difference(run, reference) < 1e-10
     assert "compiled" in (run.logs / "rank-0.log").read_text()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "{name: sgd, momentum: 0.0}"])
+def test_the_average_of_the_weights_is_what_its_definition_says_and_survives_a_resume(
+    server, tmp_path, optimizer
+):
+    words = ("distributed.world_size=2", f"training.optimizer={optimizer}", "checkpoint.every_steps=1")
+    words = (*words, "checkpoint.keep=99", "training.epochs=2")
+    run = train(server, tmp_path, *words, "training.ema_decay=0.75")
+    assert bits_of_weights(run) == bits_of_weights(train(server, tmp_path, *words))
+    wanted = None
+    for path in sorted(run.checkpoints.glob("step-*")):
+        weights = load_file(path / "model.safetensors")
+        if wanted is None:
+            wanted = weights
+        else:
+            wanted = {name: 0.75 * value + 0.25 * weights[name] for name, value in wanted.items()}
+    slots = load_file(path / "optimizer.safetensors")
+    for name, value in wanted.items():
+        assert float((slots[f"{name}/ema"] - value).abs().max()) < 1e-12
+    again = train(
+        server, tmp_path, *words, "training.ema_decay=0.75", start=run.checkpoints / "step-00000005"
+    )
+    assert bits(again) == bits(run)
+
+
+def bits_of_weights(run):
+    return (max(run.checkpoints.glob("step-*")) / "model.safetensors").read_bytes()
+
+
+def test_a_weight_that_nobody_uses_keeps_no_average_and_disturbs_no_optimizer(server, tmp_path):
+    run = train(
+        server, tmp_path, "model=own_models:odd", "training.ema_decay=0.9", "distributed.strategy=allreduce"
+    )
+    slots = load_file(max(run.checkpoints.glob("step-*")) / "optimizer.safetensors")
+    assert "twice.weight/ema" in slots
+    assert not any(name.startswith("never.") for name in slots)
+
+
+def test_servers_keep_no_average(server, tmp_path):
+    with pytest.raises(
+        RunFailed, match="ema_decay: with parameter_server the weights are updated by servers"
+    ):
+        train(server, tmp_path, "distributed.strategy=parameter_server", "training.ema_decay=0.9")

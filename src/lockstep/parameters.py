@@ -75,6 +75,7 @@ class Training(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     micro_batch_size: Count | None = None  # samples in one pass of a rank; null: its whole share
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"  # the last two: passes only, weights stay fp32
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of a moving average of the weights; null: none
     activation_checkpointing: bool = False  # blocks compute their activations again in the backward pass
     compile: bool = False  # torch.compile, which takes a while before the first step
     digest_every: Count = 50  # steps between fingerprints of the weights

@@ -18,6 +18,7 @@ from lockstep.engine.rank import launched, make_module
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.parameters import Parameters, read
+from lockstep.strategies._ema import averaged
 
 LOG = "evaluator.log"
 SPLITS = ("train", "validation", "test")
@@ -47,23 +48,27 @@ def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
     splits = open_splits(run.data, SPLITS, parameters, precision)
     rows = -(-parameters.training.global_batch_size // parameters.distributed.world_size)
     module = make_module(run, parameters)
-    judged = judge(module, final, splits, data, rows)
+    state = final.tensors()
+    judged = judge(module, final, state["model"], splits, data, rows)
+    averages = averaged(state)
     return {
         "classes": data["classes"],
         "final": judged,
-        "best": judged if best is final else judge(module, best, splits, data, rows),
+        "best": judged if best is final else judge(module, best, best.tensors()["model"], splits, data, rows),
+        **({"ema": judge(module, final, averages, splits, data, rows)} if averages else {}),
     }
 
 
 def judge(
     module: torch.nn.Module,
     found: Checkpoint,
+    weights: dict[str, Tensor],
     splits: dict[str, tuple[Features, Tensor]],
     data: dict[str, Any],
     trained_rows: int,
 ) -> dict[str, Any]:
     """Loss and accuracy of one checkpoint on each split; on test also who was taken for whom."""
-    module.load_state_dict(found.tensors()["model"])
+    module.load_state_dict(weights)
     result: dict[str, Any] = {"step": found.step, "epoch": found.meta["epochs_done"]}
     for name, (features, labels) in splits.items():
         if not len(labels):

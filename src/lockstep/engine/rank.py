@@ -186,14 +186,24 @@ def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: B
     strategy.place(module)
     strategy.max_grad_norm = parameters.training.max_grad_norm
     strategy.passes.choose(parameters.training.precision, parameters.training.micro_batch_size)
-    if strategy.passes.loss_scale.on and not strategy.scales_loss:
-        raise RunFailed(
-            f"training.precision: fp16 needs its loss scaled and {parameters.distributed.strategy.name} does not; "
-            "allowed with it: fp32, bf16, fp64"
-        )
+    strategy.ema_decay = parameters.training.ema_decay
+    refuse_what_it_cannot(strategy, parameters.distributed.strategy.name)
     strategy.settle(batches(0))
     module.load_state_dict(initial)
     strategy.optimizer = make_optimizer(parameters.training, module)
+
+
+def refuse_what_it_cannot(strategy: Strategy, name: str) -> None:
+    """Training options that a strategy's way of working has no place for."""
+    if strategy.passes.loss_scale.on and not strategy.scales_loss:
+        raise RunFailed(
+            f"training.precision: fp16 needs its loss scaled and {name} does not; allowed with it: fp32, bf16, fp64"
+        )
+    if strategy.ema_decay is not None and not strategy.updates_weights:
+        raise RunFailed(
+            f"training.ema_decay: with {name} the weights are updated by servers, which keep no average; allowed "
+            "with it: null"
+        )
 
 
 def prepare_module(module: torch.nn.Module, training: Training) -> None:

@@ -209,8 +209,10 @@ def _quality(evaluation: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "step", "train acc", "loss", "validation acc", "loss", "test acc", "loss"):
         table.add_column(name, justify="left" if not name else "right")
-    for name in ("final", "best"):
-        judged = evaluation[name]
+    for name in ("final", "best", "ema"):
+        judged = evaluation.get(name)
+        if judged is None:
+            continue
         cells = []
         for split in ("train", "validation", "test"):
             numbers = judged[split]

@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
+from lockstep.strategies import _ema
 from lockstep.strategies._loss import correct, summed_loss
-from lockstep.strategies._state import Slice, Slices, Stored
 from lockstep.strategies._passes import Passes
+from lockstep.strategies._state import Slice, Slices, Stored
 from lockstep.transports.base import Transport
 
 
@@ -95,9 +96,12 @@ class Strategy:
     exact = True  # equals the single process up to rounding
     draws_by_shard = False  # random draws of the forward pass do not depend on the number of ranks
     reduces_gradients = True  # after `sync` every rank holds the gradient over all ranks
+    updates_weights = True  # `apply` runs this rank's optimizer on this rank's parameters
     scales_loss = True  # `sync` sees scaled gradients, and may find that they overflowed
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
-    sharded = False  # no rank holds all of the state: each saves its own slices, and reads those that it needs
+    sharded = (
+        False  # no rank holds all of the state: each saves its own slices, and reads those that it needs
+    )
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -105,6 +109,7 @@ class Strategy:
         self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
         self.optimizer: Optimizer | None = None
         self.max_grad_norm: float | None = None
+        self.ema_decay: float | None = None
         self.passes = Passes()
         self.transport: Transport | None = None  # where it has one of ours
         self.draws: tuple[int, int] = (0, 0)  # (seed, step): what random draws of the next pass are keyed by
@@ -183,6 +188,8 @@ class Strategy:
         assert self.optimizer is not None
         if not self.passes.loss_scale.overflowed:
             self.optimizer.step()
+            if self.ema_decay is not None:
+                _ema.advance(self.optimizer, self.ema_decay)
         self.optimizer.zero_grad(set_to_none=True)
 
     def steps_to_meeting(self, done: int) -> int | None:  # noqa: ARG002 - one step here, whichever it is

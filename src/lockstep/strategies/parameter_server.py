@@ -38,6 +38,7 @@ DAY_SECONDS = 86_400.0
 class ParameterServer(Strategy):
     """One worker. The servers' side is made by ``serve``."""
 
+    updates_weights = False  # the servers do
     scales_loss = False  # the servers would have to agree on a scale
     reduces_gradients = False  # only the servers hold the sum, each its slice of it
 
