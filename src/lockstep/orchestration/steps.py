@@ -1,14 +1,15 @@
 """The tasks of the pipeline. Each works in the run's folder, which is the current one, and returns little:
 what a task returns becomes a parameter of the later ones and stands in Runnable's log."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from lockstep.board import Board
-from lockstep.errors import Interrupted, RunFailed
+from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, write_json
-from lockstep.launchers.supervise import Watched, supervise
+from lockstep.launchers.supervise import Watched, end_group, supervise
 from lockstep.orchestration import aggregate, plan, prepare, servers
 from lockstep.orchestration.session import Session, current
 from lockstep.parameters import Parameters, from_value
@@ -120,6 +121,10 @@ def _watch(session: Session, watched: Watched, board: Board, tick: Callable[[], 
     session.stoppable = True
     try:
         supervise(watched, stop_wanted, tick)
+    except BaseException:
+        with contextlib.suppress(LockstepError, OSError):  # the server may be gone, and its ranks with it
+            end_group(watched, 0.0)  # the seal follows: no rank may write after it
+        raise
     finally:
         session.stoppable = False
 
