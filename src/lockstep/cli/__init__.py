@@ -15,6 +15,7 @@ COMMANDS = {
     "diff": "two runs: what differs, and the first step at which they part",
     "verify": "every byte of a run against what vouches for it",
     "seal": "seal a run as it stands, sign it, anchor it outside its folder",
+    "report": "one HTML file for one run, or for several side by side",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 

@@ -2,30 +2,35 @@
 
 from lockstep.catalog.report.history import Attempt
 from lockstep.catalog.report.markup import Html, el
+from lockstep.catalog.report.steps import Lane
 from lockstep.catalog.report.values import number, percent_of, show_percent, show_seconds
 
-PARTS = (("data", "data"), ("compute", "compute"), ("waiting", "waiting and sync"), ("other", "other"))
+PARTS = tuple((part, part) for part in ("data", "compute", "sync", "waiting", "other"))
 SIGNS = {"succeeded": "✓", "failed": "✕", "interrupted": "‖", "skipped": "»", "open": "…"}
 LABEL_FROM = 0.07  # of the bar's full length: a shorter part has no room for its percentage
 
 
-def time_parts(rank: dict[str, object]) -> dict[str, float]:
-    """Seconds by part. What is not data, compute or waiting is other; never less than nothing."""
+def time_parts(rank: dict[str, object], lane: Lane | None) -> dict[str, float]:
+    """Seconds by part. What is none of the others is other; never less than nothing.
+
+    The results hold sync and waiting as one; a rank's steps tell the two apart, where they were measured.
+    """
+    together = max(0.0, number(rank.get("sync_seconds")) or 0.0)
+    sync, waiting = (sum(lane.parts[part]) for part in ("sync", "waiting")) if lane else (0.0, 0.0)
+    waited = waiting / (sync + waiting) if sync + waiting else 1.0
     parts = {
         "data": max(0.0, number(rank.get("data_seconds")) or 0.0),
         "compute": max(0.0, number(rank.get("compute_seconds")) or 0.0),
-        "waiting": max(0.0, number(rank.get("sync_seconds")) or 0.0),
+        "sync": together * (1 - waited),
+        "waiting": together * waited,
     }
     total = number(rank.get("step_seconds")) or 0.0
     return {**parts, "other": max(0.0, total - sum(parts.values()))}
 
 
-LEGEND = (*PARTS[:2], ("sync", "sync"), ("waiting", "waiting"), ("other", "other"))
-
-
 def parts_legend() -> Html:
-    """What the colours and the hatching of the time bars and lanes mean; bars hold sync with waiting."""
-    return el("ul", [el("li", _sample(kind), words) for kind, words in LEGEND], class_="legend")
+    """What the colours and the hatching of the time bars and lanes mean."""
+    return el("ul", [el("li", _sample(kind), words) for kind, words in PARTS], class_="legend")
 
 
 def time_bar(name: str, parts: dict[str, float], longest: float) -> Html:

@@ -1,7 +1,7 @@
 // One chart: lines over the shared horizontal axis, drawn to the pixel, with values at the pointer and by keyboard.
 
 const MARGIN = { left: 54, right: 14, top: 22, bottom: 42 };
-const PIXELS_A_POINT = 3; // a denser line is folded to means, over a band from the least to the most
+const PIXELS_A_POINT = 4; // a denser line is folded to means, over a band from the least to the most
 const COLOURS = 8;
 
 // What all charts of a page share. `watchers` redraw when it changes.
@@ -168,7 +168,7 @@ class Chart {
   axes() {
     const [low, high] = this.range;
     const marks = [];
-    for (const tick of this.log ? logTicks(low, high) : ticksBetween(low, high, 4, false)) {
+    for (const tick of this.log ? logTicks(low, high) : ticksBetween(low, high, 5, false)) {
       const y = this.y(tick);
       marks.push(svg("line", { x1: 0, x2: this.width, y1: y, y2: y, class: "grid" }));
       marks.push(svg("text", { x: -9, y, dy: "0.32em", "text-anchor": "end" }, TICK[this.data.form](tick)));

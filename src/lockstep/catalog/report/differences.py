@@ -56,7 +56,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _section(anchor: str, title: str, noun: str, found: list[Facts], names: Sequence[str]) -> Html:
-    keys = list(dict.fromkeys(key for facts in found for key in facts))[:MOST_ROWS]
+    keys = _together(found)[:MOST_ROWS]
     if not keys:
         return section(anchor, title, "Nothing was recorded that can be compared.")
     differing = [key for key in keys if len({facts.get(key) for facts in found}) > 1]
@@ -72,11 +72,22 @@ def _section(anchor: str, title: str, noun: str, found: list[Facts], names: Sequ
     return section(anchor, title, _lead(differing, len(keys), noun), scrolling(f"{title} of each run", whole))
 
 
+def _together(found: list[Facts]) -> list[str]:
+    """Every key once, in the order of the first run; a key that only others have stands by its siblings."""
+    keys = list(dict.fromkeys(key for facts in found for key in facts))
+    order = {key: index for index, key in enumerate(keys)}
+    parents: dict[str, int] = {}
+    for key in keys:
+        parents.setdefault(key.rpartition(".")[0], order[key])
+    return sorted(keys, key=lambda key: (parents[key.rpartition(".")[0]], order[key]))
+
+
 def _lead(differing: list[str], count: int, noun: str) -> str:
     if not differing:
         return f"All {count:,} {noun}s are the same."
     telling = [key for key in differing if key not in ALWAYS_DIFFER]
-    named = ", ".join(telling[:MOST_NAMED]) + (", ..." if len(telling) > MOST_NAMED else "")
+    more = len(telling) - MOST_NAMED
+    named = ", ".join(telling[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
     verb = "differs" if len(differing) == 1 else "differ"
     return f"{len(differing):,} of {count:,} {noun}s {verb}" + (f": {named}." if named else ".")
 
@@ -85,7 +96,11 @@ def _row(key: str, values: list[str | None], differs: bool) -> Html:
     sign = [el("span", "≠", aria_hidden="true", class_="sign"), el("span", "differs: ", class_="unseen")]
     usual = max(set(values), key=values.count) if len(set(values)) < len(values) else None
     cells = [
-        el("td", DASH if value is None else value, class_="odd" if differs and value != usual else None)
+        el(
+            "td",
+            el("i", "absent") if value is None else value,
+            class_="odd" if differs and value != usual else None,
+        )
         for value in values
     ]
     return el("tr", el("th", sign if differs else None, key, scope="row"), cells, class_="differs" if differs else None)

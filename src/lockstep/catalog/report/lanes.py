@@ -44,7 +44,7 @@ def lanes(steps: Steps, run: int, title: str) -> Html | None:
     about += "; what is taller is cut off." if cut else "."
     return el(
         "figure",
-        el("figcaption", el("h3", title), el("p", about, class_="muted small")),
+        el("figcaption", el("h3", title) if title else None, el("p", about, class_="muted small")),
         el("div", el("ul", rows, axis, class_="lanes"), class_="stage"),
         class_="chart",
         data_lanes=run,
@@ -56,8 +56,8 @@ def ceiling(steps: Steps) -> tuple[float, bool]:
     totals = sorted(
         sum(lane.parts[part][index] for part in PARTS) for lane in steps.lanes for index in range(len(steps))
     )
-    most, usual = totals[-1], totals[int(0.98 * (len(totals) - 1))]
-    return (1.15 * usual, True) if most > 1.6 * usual > 0 else (most or 1.0, False)
+    most, usual = totals[-1], totals[int(0.95 * (len(totals) - 1))]
+    return (1.3 * usual, True) if most > 1.6 * usual > 0 else (most or 1.0, False)
 
 
 def told(lane: Lane, steps: Steps) -> str:

@@ -33,6 +33,10 @@ def learning(records: Sequence[Record], names: Sequence[str]) -> Html:
     charts = charts_of(records)
     if not any(epochs) and not any(chart.lines for chart in charts):
         return section("learning", "Learning", "No epoch was recorded.")
+    tables = [
+        _tables(record, found, name if len(records) > 1 else "")
+        for record, found, name in zip(records, epochs, names, strict=True)
+    ]
     lead = _learned(epochs[0]) if len(records) == 1 else _compared(epochs, names)
     return section(
         "learning",
@@ -40,11 +44,7 @@ def learning(records: Sequence[Record], names: Sequence[str]) -> Html:
         lead,
         _controls(charts, names),
         el("div", [figure(chart, names) for chart in charts], class_="pair charts"),
-        [
-            part
-            for record, found, name in zip(records, epochs, names, strict=True)
-            for part in _tables(record, found, name if len(records) > 1 else "")
-        ],
+        tables[0] if len(records) == 1 else el("details", el("summary", "Figures of every run"), tables),
     )
 
 

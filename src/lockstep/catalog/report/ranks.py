@@ -23,6 +23,7 @@ from lockstep.catalog.report.values import (
 )
 
 MOST_RANKS = 64
+MOST_OPEN = 4  # runs whose lanes are unfolded on a page of several
 TITLE = "Where the time went"
 LAST = "ready last"
 COLUMNS = (
@@ -40,16 +41,17 @@ def time(records: Sequence[Record], names: Sequence[str]) -> Html:
     parts = [
         part
         for run, (record, name) in enumerate(zip(records, names, strict=True))
-        for part in _of_run(record, run, "" if alone else name)
+        for part in _of_run(record, run, "" if alone else name, len(records) <= MOST_OPEN)
     ]
     return section("time", TITLE, lead, parts_legend(), parts)
 
 
-def _of_run(record: Record, run: int, name: str) -> list[Html | None]:
+def _of_run(record: Record, run: int, name: str, opened: bool) -> list[Html | None]:
     """One run's share of the section; its name and lead only beside others."""
     found = objects(record.results.get("ranks"))
     ranks = found[:MOST_RANKS]
-    parts = [time_parts(rank) for rank in ranks]
+    lanes_by_rank = {lane.rank: lane for lane in record.steps.lanes}
+    parts = [time_parts(rank, lanes_by_rank.get(whole(rank.get("rank")) or 0)) for rank in ranks]
     totals = [sum(part.values()) for part in parts]
     names = [f"rank {show_scalar(rank.get('rank', index))}" for index, rank in enumerate(ranks)]
     bars = [
@@ -57,12 +59,12 @@ def _of_run(record: Record, run: int, name: str) -> list[Html | None]:
         for rank, part, total in zip(names, parts, totals, strict=True)
     ]
     of = f" of {name}" if name else ""
-    drawn = lanes(record.steps, run, "Step by step" + of)
+    drawn = lanes(record.steps, run, "" if name else "Step by step")
     heading = [el("h3", name, class_="of-run"), el("p", _lead(record), class_="muted small")] if name else []
     shown: list[Html | None] = [
         *heading,
         el("ul", bars, class_="bars dense" if len(ranks) > 8 else "bars") if bars else None,
-        (el("details", el("summary", f"Step by step{of}"), drawn) if name else drawn) if drawn else None,
+        (el("details", el("summary", f"Step by step{of}"), drawn, open=opened) if name else drawn) if drawn else None,
     ]
     figures = _table(ranks, names, record.steps, of) if ranks else None
     return [*shown, el("details", el("summary", f"Figures per rank{of}"), figures) if name and figures else figures]
@@ -85,7 +87,7 @@ def _waited(record: Record, ranks: list[dict[str, Any]], names: list[str]) -> st
     if len(ranks) <= 1 or share is None or not known:
         return "The seconds of all training steps, by what they were spent on."
     most, name = max(known)
-    all_of_them = f"Ranks waited for each other for {show_percent(share)} of their steps"
+    all_of_them = f"Ranks waited for each other or exchanged gradients for {show_percent(share)} of their steps"
     return f"{all_of_them}; {name} the longest, {show_percent(most)}."
 
 

@@ -64,11 +64,11 @@ function roundScale(low, high, top) {
   let least = low >= 0 && low < 0.25 * high ? 0 : low;
   let most = high;
   if (most - least <= 1e-9 * Math.max(1, Math.abs(most))) {
-    const margin = Math.max(Math.abs(most) * 0.1, 1e-6);
-    least = low >= 0 ? Math.max(0, least - margin) : least - margin;
+    const margin = Math.max(Math.abs(most) * 0.25, 1e-9);
+    least = low >= 0 ? 0 : least - margin;
     most = top === null ? most + margin : Math.min(top, most + margin);
   }
-  const step = roundStep((most - least) / 4);
+  const step = roundStep((most - least) / 5);
   return [Math.floor(least / step + 1e-9) * step, Math.ceil(most / step - 1e-9) * step];
 }
 

@@ -25,9 +25,8 @@ def round_scale(
     if floor is not None and low - floor < 0.25 * (high - floor):
         low = floor  # an axis that could start at its natural floor should: lengths stay comparable
     if high - low <= 1e-9 * max(1.0, abs(high)):
-        margin = max(abs(high) * 0.1, 1e-6)
-        low, high = low - margin, high + margin
-        low = low if floor is None else max(floor, low)
+        margin = max(abs(high) * 0.25, 1e-9)
+        low, high = low - margin if floor is None else min(floor, low), high + margin
         high = high if top is None else min(top, high)
     step = _round_step((high - low) / max(1, about))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

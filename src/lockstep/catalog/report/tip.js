@@ -115,7 +115,7 @@ function onKey(chart, event) {
 // A drag by mouse chooses what to zoom into; a finger moves the cursor, and scrolls the page up and down.
 function listen(chart) {
   const { stage } = chart;
-  const title = chart.data.title || chart.figure.querySelector("h3").textContent;
+  const title = chart.data.title || `time of each rank${view.alone ? "" : ` of ${chart.runs[chart.run].name}`}`;
   stage.replaceChildren(chart.canvas, chart.tip);
   const told = { role: "slider", tabindex: "0", "aria-label": `${title}: arrow keys read values, plus and minus zoom` };
   for (const [key, value] of Object.entries({ ...told, "aria-valuetext": "no step chosen" })) stage.setAttribute(key, value);
