@@ -5,11 +5,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
-
 from lockstep import parameters
 from lockstep.catalog import events, status
 from lockstep.catalog.run import Run, claim
+from lockstep.engine.checkpoint import Checkpoint
 from lockstep.files import read_json, write_atomically
 from lockstep.orchestration import steps
 from lockstep.orchestration.display import Display
@@ -59,10 +58,11 @@ def train(server: Any, catalog: Path, *overrides: str, start: Path | None = None
 def final_state(run: Run) -> dict[str, Any]:
     """The tensors of the last checkpoint: model and optimizer, by name."""
     last = max(run.checkpoints.glob("step-*"))
+    state = Checkpoint(last, {}).tensors()
     return {
-        f"{part}/{name}": value
+        f"{part}/{name}": value.numpy()
         for part in ("model", "optimizer")
-        for name, value in load_file(last / f"{part}.safetensors").items()
+        for name, value in state.get(part, {}).items()
     }
 
 

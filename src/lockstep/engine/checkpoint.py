@@ -76,7 +76,9 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):
-            raise explained(error, target, sum(t.nbytes for part in state.values() for t in part.values())) from error
+            raise explained(
+                error, target, sum(t.nbytes for part in state.values() for t in part.values())
+            ) from error
         raise
     fsync_folder(checkpoints)
     findings = verify_folder(target)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lockstep.board import Board
 from lockstep.catalog.run import Run
-from lockstep.engine import checkpoint
+from lockstep.engine import checkpoint, sharded
 from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import Features
@@ -188,11 +188,27 @@ def checkpoint_due(job: Job, step: int) -> bool:
 
 
 def save(job: Job, step: int) -> None:
-    """Rank 0 commits the state; the others go on and meet it in the next step's collective."""
+    """Rank 0 commits the state; the others go on and meet it in the next step's collective.
+
+    Where no rank has all of it, every rank writes its own slices, and they commit them together.
+    """
     job.saved_step = step
-    if job.rank != 0:
+    if job.rank != 0 and not job.strategy.sharded:
         return
     job.board.enter("checkpoint")
+    folder = job.run.checkpoints
+    meta = about(job, step) if job.rank == 0 else {"step": step}
+    if job.strategy.sharded:
+        ranks = sharded.Ranks(job.rank, job.parameters.distributed.world_size, job.strategy.total)
+        sharded.save(folder, job.strategy.slices(), meta, ranks)
+    else:
+        checkpoint.save(folder, job.strategy.state(), meta)
+    if job.rank == 0:
+        checkpoint.prune(folder, job.parameters.checkpoint.keep, job.best["step"] if job.best else None)
+
+
+def about(job: Job, step: int) -> dict[str, Any]:
+    """A checkpoint's state.json: what is needed to go on, beside the tensors."""
     training = job.parameters.training
     validated = job.validated
     # Only what is kept can be the best: a better epoch that left no checkpoint helps nobody.
@@ -202,7 +218,7 @@ def save(job: Job, step: int) -> None:
         and (job.best is None or validated["validation_loss"] < job.best["validation_loss"])
     ):
         job.best = validated
-    meta = {
+    return {
         "step": step,
         "epochs_done": step // job.batches.steps_per_epoch,
         "steps_per_epoch": job.batches.steps_per_epoch,
@@ -223,7 +239,3 @@ def save(job: Job, step: int) -> None:
             "world_size": job.parameters.distributed.world_size,
         },
     }
-    checkpoint.save(job.run.checkpoints, job.strategy.state(), meta)
-    checkpoint.prune(
-        job.run.checkpoints, job.parameters.checkpoint.keep, job.best["step"] if job.best else None
-    )

@@ -45,7 +45,8 @@ def fingerprint(tensor: Tensor) -> int:
     Sums of the parts of a tensor add up (modulo 2^64) to that of the whole. It tells one set of bits from
     another; that two are the same it shows as far as a checksum can, and SHA-256 at checkpoints proves.
     """
-    bits = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a sharded one: this rank's part
+    bits = torch.view_as_real(own) if own.is_complex() else own
     return int(bits.detach().view(_INTEGERS[bits.element_size()]).sum(dtype=torch.int64))
 
 

@@ -171,7 +171,7 @@ def work(
         cpu_seconds=time.process_time(),
         peak_rss_bytes=peak_rss_bytes(),
     )
-    if index == 0 and step >= job.steps:
+    if index == 0 and step >= job.steps and not strategy.sharded:
         export(job, step)
     metrics.close()
     board.enter("done")
@@ -182,14 +182,12 @@ def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: B
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
     module = make_module(run, parameters)
     prepare_module(module, parameters.training)
-    initial = {name: value.clone() for name, value in module.state_dict().items()}
     strategy.place(module)
     strategy.max_grad_norm = parameters.training.max_grad_norm
     strategy.passes.choose(parameters.training.precision, parameters.training.micro_batch_size)
     strategy.ema_decay = parameters.training.ema_decay
     refuse_what_it_cannot(strategy, parameters.distributed.strategy.name)
     strategy.settle(batches(0))
-    module.load_state_dict(initial)
     strategy.optimizer = make_optimizer(parameters.training, module)
 
 

@@ -3,13 +3,15 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from lockstep.catalog.run import Run
 from lockstep.engine import caveats, checkpoint
 from lockstep.engine.checkpoint import Checkpoint, State
+from lockstep.engine.contents import Contents
 from lockstep.engine.loop import Job
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.errors import RunFailed
@@ -46,8 +48,8 @@ def restore(job: Job) -> int:
         write_json(job.run.live / NOTES, [*caveats.of(job.strategy), *passed_over])
     if found is None:
         return 0
-    with fitting(found):
-        job.strategy.load(state_of(found, job.parameters))
+    with fitting(found), contextlib.closing(found.contents()) as contents:
+        job.strategy.restore(Adapted(contents, found, job.parameters))
     job.strategy.passes.loss_scale.load(found.meta.get("loss_scale"))
     if found.path.parent == job.run.checkpoints:
         job.best = found.meta["best"]
@@ -59,18 +61,49 @@ def restore(job: Job) -> int:
 
 
 def state_of(found: Checkpoint, parameters: Parameters) -> State:
-    """Weights always, in the run's precision; the optimizer's state where it is the same optimizer."""
-    state = found.tensors()
-    if found.meta["optimizer"]["name"] != parameters.training.optimizer.name:
-        say(f"the checkpoint's optimizer was {found.meta['optimizer']['name']}: the new one starts afresh")
-        state["optimizer"] = {}
-    precision = PRECISIONS[parameters.training.precision]
-    for part in state.values():
-        for name, tensor in part.items():
-            # Adam keeps its step count in fp32 whatever the weights are, so scalars stay as they are.
-            if tensor.is_floating_point() and tensor.dim():
-                part[name] = tensor.to(precision)
-    return state
+    """All of it, as ``Adapted`` has it."""
+    with contextlib.closing(found.contents()) as contents:
+        return Adapted(contents, found, parameters).whole()
+
+
+class Adapted:
+    """A checkpoint as a run takes it up: weights always, in the run's precision; the optimizer's state if it is the
+    same optimizer."""
+
+    def __init__(self, contents: Contents, found: Checkpoint, parameters: Parameters) -> None:
+        self._contents = contents
+        self._precision = PRECISIONS[parameters.training.precision]
+        saved = found.meta["optimizer"]["name"]
+        self._left_out = set() if saved == parameters.training.optimizer.name else {"optimizer"}
+        if self._left_out:
+            say(f"the checkpoint's optimizer was {saved}: the new one starts afresh")
+
+    def names(self, part: str) -> list[str]:
+        """The tensors of a part; none where it is missing, or left out."""
+        return [] if part in self._left_out else self._contents.names(part)
+
+    def shape(self, part: str, name: str) -> tuple[int, ...]:
+        """The shape of a whole tensor."""
+        return self._contents.shape(part, name)
+
+    def read(
+        self, part: str, name: str, offsets: Sequence[int] | None = None, shape: Sequence[int] | None = None
+    ) -> Tensor:
+        """A block, or all of a tensor."""
+        return self._adapted(self._contents.read(part, name, offsets, shape))
+
+    def whole(self) -> State:
+        """Everything."""
+        state = self._contents.whole()
+        state |= {part: {} for part in self._left_out}
+        return {
+            part: {name: self._adapted(tensor) for name, tensor in tensors.items()}
+            for part, tensors in state.items()
+        }
+
+    def _adapted(self, tensor: Tensor) -> Tensor:
+        # Adam keeps its step count in fp32 whatever the weights are, so scalars stay as they are.
+        return tensor.to(self._precision) if tensor.is_floating_point() and tensor.dim() else tensor
 
 
 @contextlib.contextmanager

@@ -49,8 +49,8 @@ def save(checkpoints: Path, slices: Slices, meta: dict[str, Any], ranks: Ranks) 
     """Commit a checkpoint of ``meta["step"]`` updates with all other ranks; each of them calls it.
 
     An existing valid one of that step is kept as it is. ``meta`` is rank 0's. Returns when every rank's slices are
-    on disk, and on rank 0 when the checkpoint is committed. Raises RunFailed on a full disk; a rank that raises or dies leaves the
-    others waiting for it, which its death ends.
+    on disk, and on rank 0 when the checkpoint is committed. Raises RunFailed on a full disk; a rank that raises or
+    dies leaves the others waiting for it, which its death ends.
     """
     target = checkpoints / folder_name(meta["step"])
     temporary = checkpoints / f".tmp-{target.name}-of-{ranks.world_size}"
@@ -142,7 +142,9 @@ def _commit(temporary: Path, target: Path, meta: dict[str, Any], digests: dict[s
     (temporary / "state.json").write_text(text + "\n")  # made durable by the manifest
     files = entries(temporary, digests, {MANIFEST})
     if missing := digests.keys() - files.keys():
-        raise CorruptRecord(f"checkpoint {target.name}: {', '.join(sorted(missing))} is gone before it was committed")
+        raise CorruptRecord(
+            f"checkpoint {target.name}: {', '.join(sorted(missing))} is gone before it was committed"
+        )
     write_atomically(temporary / MANIFEST, manifest_bytes({"algorithm": "sha256", "files": files}))
     fsync_folder(temporary)
     temporary.rename(target)

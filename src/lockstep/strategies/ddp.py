@@ -71,9 +71,11 @@ class Ddp(Strategy):
         Otherwise a resumed run, whose first step uses the initial buckets, would part from the uninterrupted
         one in the last bits at three ranks and more.
         """
+        initial = {name: value.clone() for name, value in self.module.state_dict().items()}
         for _ in range(SETTLING_PASSES):
             super().forward_backward(batch)
             self.model.zero_grad(set_to_none=True)
+        self.module.load_state_dict(initial)  # statistics of batch norm, and whatever else a pass changes
 
     def backward(self, loss: Tensor) -> None:
         """The all-reduce runs inside; ``sync_seconds`` is what is left of it after the last gradient."""

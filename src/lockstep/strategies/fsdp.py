@@ -1,0 +1,290 @@
+"""torch's fully sharded data parallelism (FSDP2): each rank holds a share of every parameter, gradient and moment.
+
+A block's parameters are gathered just before it is used and let go of afterwards, its gradients are reduced to the
+shares (Rajbhandari et al., "ZeRO", SC 2020; Zhao et al., "PyTorch FSDP", VLDB 2023).
+"""
+
+import contextlib
+import gc
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+
+from lockstep.errors import RunFailed
+from lockstep.plugins import Plugin
+from lockstep.strategies import _dtensors
+from lockstep.strategies._blocks import blocks
+from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
+from lockstep.strategies._state import Slices, State, Stored
+from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
+from lockstep.transports._sent import SentBytes
+
+_DTYPES = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Fsdp(Strategy):
+    """Wrapped block by block; what no block holds, and what two of them share, is gathered with the root.
+
+    ``full_shard`` gathers a block's parameters again for its backward pass, ``shard_grad_op`` keeps them from its
+    forward pass on: fewer bytes, more memory. ``hybrid`` shards fully over groups of ``ranks_per_group`` ranks that
+    stand side by side, and holds a replica in each. ``reduce_scatter: ring`` is ours over ``transport``, for half of
+    gloo's bytes; ``backend`` is gloo's or NCCL's own. ``param_dtype`` is what a block computes in and is gathered
+    in, ``reduce_dtype`` what gradients are summed in (null: as the parameters); shares and moments stay in full
+    precision. ``cpu_offload`` keeps the shares in the host's memory.
+    """
+
+    replicated = False
+    sharded = True
+
+    def __init__(
+        self,
+        group: Group,
+        *,
+        sharding: Literal["full_shard", "shard_grad_op", "hybrid"] = "full_shard",
+        ranks_per_group: Annotated[int, Field(ge=1)] | None = None,
+        reduce_scatter: Literal["ring", "backend"] = "ring",
+        transport: Annotated[str | dict[str, Any], Plugin("transports")] = "gloo",
+        param_dtype: Literal["bf16", "fp16"] | None = None,
+        reduce_dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+        cpu_offload: bool = False,
+    ) -> None:
+        super().__init__(group)
+        self.sharding, self.cpu_offload = sharding, cpu_offload
+        self.ranks_per_group = _group_size(group.world_size, sharding, ranks_per_group)
+        self.param_dtype, self.reduce_dtype = _DTYPES[param_dtype], _DTYPES[reduce_dtype]
+        self.exact = param_dtype is None and reduce_dtype is None
+        self.wrapped: dict[str, FSDPModule] = {}  # by name, in the order of the blocks; the root has no name
+        self.left_to_root: dict[str, str] = {}  # blocks that could not be wrapped, and why
+        self._ring_wanted = reduce_scatter == "ring"
+        self._ring_transport = transport
+        self._ring: RingReduceScatter | None = None
+        self._sent: SentBytes | None = None
+        self._sent_before = 0
+        self._backward_ended = 0.0
+
+    @property
+    def gradient_scale(self) -> float:
+        """FSDP takes the mean over the ranks."""
+        return float(self.group.world_size)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Join the ranks, take rank 0's weights, and keep this rank's share of them."""
+        device = next(module.parameters()).device
+        self._join(device)
+        if self.param_dtype is torch.float16:
+            self.passes.loss_scale.switch_on()
+        with torch.no_grad():
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+        self.module = self.model = self._wrap(module, device)
+        if device.type == "cpu":
+            self._sent = SentBytes()
+        return self.model
+
+    def _join(self, device: torch.device) -> None:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
+        group = self.group
+        store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
+        # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
+        limit = timedelta(seconds=2 * group.timeout_seconds + 30)
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(
+            backend, store=store, rank=group.rank, world_size=group.world_size, timeout=limit
+        )
+        # Sums of a few numbers, once a step: shared memory takes microseconds for what gloo takes half a millisecond.
+        sums = replace(group, rendezvous=group.rendezvous.with_name(f"{group.rendezvous.name}-sums"))
+        self.transport = open_transport(sums, "shm")
+
+    def _wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        policy = {
+            "mesh": self._mesh(device),
+            "mp_policy": self._precision(module),
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu")
+            if self.cpu_offload
+            else OffloadPolicy(),
+        }
+        again = self.sharding != "shard_grad_op"
+        for name, block in self._chosen(module).items():
+            self.wrapped[name] = fully_shard(block, reshard_after_forward=again, **policy)
+        # The root's own parameters are needed again at once, when backward begins: they stay.
+        self.wrapped[""] = fully_shard(module, reshard_after_forward=False, **policy)
+        if self._ring_wanted and device.type == "cpu" and self.ranks_per_group > 1:
+            self._ring = RingReduceScatter(self._among_the_group())
+            for each in self.wrapped.values():
+                each.set_custom_reduce_scatter(self._ring)
+        return module
+
+    def _mesh(self, device: torch.device) -> DeviceMesh:
+        ranks, within = self.group.world_size, self.ranks_per_group
+        if self.sharding != "hybrid":
+            return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
+        return init_device_mesh(device.type, (ranks // within, within), mesh_dim_names=("replicate", "shard"))
+
+    def _precision(self, module: nn.Module) -> MixedPrecisionPolicy:
+        own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        if self.exact:
+            return MixedPrecisionPolicy()
+        # Said outright: what null means for sums has changed between versions of torch.
+        return MixedPrecisionPolicy(
+            param_dtype=self.param_dtype, reduce_dtype=self.reduce_dtype or own, output_dtype=own
+        )
+
+    def _chosen(self, module: nn.Module) -> dict[str, nn.Module]:
+        """The blocks to wrap. A parameter that is used in two places has to be gathered for both at once."""
+        uses: dict[int, int] = {}
+        for part in module.modules():
+            for parameter in part.parameters(recurse=False):
+                uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+        chosen = {}
+        for name, block in blocks(module).items():
+            if block is module:
+                continue
+            inside: dict[int, int] = {}
+            for part in block.modules():
+                for parameter in part.parameters(recurse=False):
+                    inside[id(parameter)] = inside.get(id(parameter), 0) + 1
+            if any(uses[number] > count for number, count in inside.items()):
+                self.left_to_root[name] = "it shares a parameter with what is outside of it"
+            else:
+                chosen[name] = block
+        return chosen
+
+    def _among_the_group(self) -> Neighbours:
+        group, within = self.group, self.ranks_per_group
+        place = group.rendezvous.with_name(f"{group.rendezvous.name}-ring")
+        whole = open_transport(replace(group, rendezvous=place), self._ring_transport)
+        own = replace(group, rank=group.rank % within, world_size=within)
+        return Neighbours(own, whole, group.rank - group.rank % within)
+
+    def accumulating(self) -> contextlib.AbstractContextManager[object]:
+        """Gradients are not reduced in this backward pass: each rank holds them whole until the last."""
+        return self._without_sync()
+
+    @contextlib.contextmanager
+    def _without_sync(self) -> Iterator[None]:
+        self.wrapped[""].set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.wrapped[""].set_requires_gradient_sync(True)
+
+    def forward_backward(self, batch: Batch) -> Outcome:
+        """As ever; what is sent for it is counted from here on."""
+        self._sent_before = self._bytes()
+        if self._ring is not None:
+            self._ring.begin(self.draws[1] + 1)
+        return super().forward_backward(batch)
+
+    def sync(self) -> float:
+        """The norm of what the ranks hold together; their shares are clipped alike."""
+        assert self.transport is not None
+        began = clock()
+        shares = [p.grad for p in self.module.parameters() if p.grad is not None]
+        own = [_dtensors.local(share) for share in shares]
+        squares = torch.zeros(1, dtype=torch.float64)
+        if full := [share for share in own if share.numel()]:
+            squares += float(nn.utils.get_total_norm(full)) ** 2 / (
+                self.group.world_size / self.ranks_per_group
+            )
+        norm = math.sqrt(float(self.total(squares)))
+        value = self.passes.loss_scale.undo(own, norm)
+        if self.max_grad_norm is not None and value > self.max_grad_norm:
+            torch._foreach_mul_(own, self.max_grad_norm / value)
+        self.sync_seconds = clock() - began
+        self.wire_bytes = self._bytes() - self._sent_before
+        return value
+
+    def _bytes(self) -> int:
+        assert self.transport is not None
+        return self.transport.wire_bytes + (self._sent.read() if self._sent is not None else 0)
+
+    def reshard(self) -> None:
+        """Let go of parameters that an evaluation left gathered."""
+        for each in self.wrapped.values():
+            each.reshard()
+
+    def state(self) -> State:
+        """There is no rank that has it."""
+        raise AssertionError("the state is in slices")
+
+    def slices(self) -> Slices:
+        """This rank's shares; a replica's are given by the first."""
+        assert self.optimizer is not None
+        self.reshard()
+        return _dtensors.slices(self.module, self.optimizer, self.group.rank)
+
+    def restore(self, stored: Stored) -> None:
+        """Read this rank's shares."""
+        assert self.optimizer is not None
+        self.reshard()
+        _dtensors.restore(self.module, self.optimizer, stored)
+
+    def describe(self) -> dict[str, Any]:
+        """What is gathered together, and how large it is."""
+        sizes = {name: _own_bytes(each) for name, each in self.wrapped.items()}
+        return {
+            "sharding": self.sharding,
+            "ranks_per_group": self.ranks_per_group,
+            "reduce_scatter": "ring" if self._ring is not None else "backend",
+            "wrapped": [{"block": name or "(root)", "bytes": count} for name, count in sizes.items()],
+            "left_to_root": self.left_to_root,
+        }
+
+    def close(self) -> None:
+        """Drop the modules before the group, as with DDP."""
+        self.model = self.module = nn.Identity()
+        self.wrapped, self.optimizer = {}, None
+        gc.collect()
+        if self._sent is not None:
+            self._sent.close()
+        if self._ring is not None:
+            self._ring.transport.close()
+        super().close()
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _group_size(ranks: int, sharding: str, wanted: int | None) -> int:
+    """How many ranks share one copy of the parameters. Raises RunFailed where that does not divide them."""
+    where = "distributed.strategy.ranks_per_group"
+    if sharding != "hybrid":
+        if wanted is not None:
+            raise RunFailed(
+                f"{where}: found {wanted} beside sharding: {sharding}, allowed: null; or set sharding to hybrid"
+            )
+        return ranks
+    if wanted is None:
+        wanted = max(size for size in range(1, ranks // 2 + 1) if ranks % size == 0) if ranks > 1 else 1
+    if ranks % wanted:
+        fitting = ", ".join(str(size) for size in range(1, ranks + 1) if ranks % size == 0)
+        raise RunFailed(
+            f"{where}: found {wanted} for {ranks} ranks, allowed: {fitting}, which divide them equally"
+        )
+    return wanted
+
+
+def _own_bytes(wrapped: Any) -> int:
+    """What is gathered when this module is: its parameters without those of modules that are wrapped themselves."""
+    inner = {
+        id(parameter)
+        for part in wrapped.modules()
+        if part is not wrapped and isinstance(part, FSDPModule)
+        for parameter in part.parameters()
+    }
+    return sum(p.numel() * p.element_size() for p in wrapped.parameters() if id(p) not in inner)
