@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import Field
 
 from lockstep.errors import MissingPackage, ParametersError
-from lockstep.files import printable
+from lockstep.files import printable, sha256_of
 
 ROOT = Path(__file__).parent
 KINDS = ("models", "datasets", "strategies", "transports", "compressors")
@@ -103,6 +103,15 @@ def load(kind: str, name: str) -> Any:
     if kind not in CLASSES:
         return getattr(module, name)
     return getattr(module, _public_class(ast.parse(inspect.getsource(module)), name).name)
+
+
+def origin(name: str) -> dict[str, str] | None:
+    """The file that the user's own object was imported from, and its SHA-256; None where there is no file."""
+    module = sys.modules.get(name.partition(":")[0])
+    file = inspect.getsourcefile(module) if module else None
+    if file is None or not Path(file).is_file():
+        return None
+    return {"name": name, "file": str(Path(file).absolute()), "sha256": sha256_of(Path(file))}
 
 
 def importable_from(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Datasets: one file each. The function named like the file returns a Source, Tokens or Pictures; its
 keyword-only arguments are the options that parameters.yaml may give. Only `prepare_data` calls them: the ranks map
-what it wrote. A dataset that reads files has a second function, ``state``, with the same options: a digest of what
-stands in those files now, or a UsageError that says which files to put where."""
+what it wrote. A dataset that reads files has two more functions with the same options: ``require`` raises a
+UsageError that says which files to put where, and ``state`` is a digest of what stands in them now."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

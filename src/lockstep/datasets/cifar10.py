@@ -39,6 +39,11 @@ def cifar10(
     return Source(images, labels, CLASSES, test[0], test[1], mean=mean, std=std)
 
 
+def require(*, folder: str, **_: Any) -> None:
+    """Raise UsageError where the files are not there."""
+    files(folder)
+
+
 def state(*, folder: str, **_: Any) -> str:
     """A digest of the six files."""
     return digest_of_files(files(folder))

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from lockstep import plugins
 from lockstep.datasets import Pictures
 from lockstep.datasets._files import missing
 from lockstep.errors import UsageError
 from lockstep.files import sha256_of
-from lockstep.plugins import require
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 NAMED = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
@@ -68,9 +68,14 @@ def image_folder(
     )
 
 
+def require(*, folder: str, **_: Any) -> None:
+    """Raise UsageError where the files, or what it takes to read them, are not there."""
+    plugins.require("PIL.Image", "pillow", "vision", "data.name: image_folder")
+    listed(Path(folder).absolute())
+
+
 def state(*, folder: str, **_: Any) -> str:
     """A digest of every file's path, size and time of change: reading them all again would take hours."""
-    require("PIL.Image", "pillow", "vision", "data.name: image_folder")  # the ranks' processes will need it
     place = Path(folder).absolute()
     digest = hashlib.sha256(str(place).encode())
     for files in listed(place).values():

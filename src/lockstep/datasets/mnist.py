@@ -51,6 +51,11 @@ def mnist(
     )
 
 
+def require(*, folder: str, **_: Any) -> None:
+    """Raise UsageError where the files are not there."""
+    files(folder)
+
+
 def state(*, folder: str, **_: Any) -> str:
     """A digest of the four files."""
     return digest_of_files(files(folder))

@@ -31,6 +31,11 @@ def text(
     return Tokens(tokens, classes, context_length, level)
 
 
+def require(*, path: str, **_: Any) -> None:
+    """Raise UsageError where the files are not there."""
+    files(path)
+
+
 def state(*, path: str, **_: Any) -> str:
     """A digest of the files."""
     return digest_of_files(files(path))

@@ -78,9 +78,9 @@ class Block(nn.Module):
 
     def forward(self, x_bld: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        x_bld = x_bld + self.dropout(self.attention(self.attention_norm(x_bld)))
-        x_bld = x_bld + self.dropout(self.feedforward(self.feedforward_norm(x_bld)))
-        return x_bld
+        attended: Tensor = x_bld + self.dropout(self.attention(self.attention_norm(x_bld)))
+        out: Tensor = attended + self.dropout(self.feedforward(self.feedforward_norm(attended)))
+        return out
 
 
 def check_heads(dim: int, heads: int, model: str) -> None:

@@ -69,9 +69,12 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
 
 def require_files(data: Data, folder: Path) -> None:
     """Raise UsageError where a dataset of ours reads files that are not there. Nothing is written."""
-    if not plugins.is_own(data.name):
+    if plugins.is_own(data.name):
+        return
+    require = getattr(inspect.getmodule(plugins.load("datasets", data.name)), "require", None)
+    if require is not None:
         with contextlib.chdir(folder):
-            _state(plugins.load("datasets", data.name), data)
+            require(**data.options)
 
 
 def _state(function: Callable[..., Any], data: Data) -> str | None:

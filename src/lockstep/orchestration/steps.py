@@ -10,7 +10,7 @@ from lockstep.board import Board
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, end_group, supervise
-from lockstep.orchestration import aggregate, plan, prepare, servers
+from lockstep.orchestration import aggregate, inputs, plan, prepare, servers
 from lockstep.orchestration.session import Session, current
 from lockstep.parameters import Parameters, from_value
 
@@ -63,6 +63,8 @@ def setup_distributed(
         seed=seed, data=data, model=model, training=training, distributed=distributed, checkpoint=checkpoint
     )
     decided = plan.make(session.run, parameters)
+    decided["code"] = inputs.own_code(parameters)
+    decided["weights"] = inputs.keep_weights(session.run, parameters, session.folder)
     write_json(session.run.plan, decided)
     for warning in decided["warnings"]:
         session.warn(warning)

@@ -1,0 +1,78 @@
+"""Whether a model fits its data and the weights it is to start from, found out before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lockstep.errors import RunFailed
+from lockstep.parameters import Parameters
+from lockstep.strategies._loss import summed_loss
+from lockstep.strategies.base import Batch
+
+MOST_NAMED = 5  # of tensors that do not fit
+WRAPPED = "module."  # what DistributedDataParallel puts before every name
+
+
+@torch.no_grad()
+def check_model(module: nn.Module, batch: Batch, parameters: Parameters) -> None:
+    """Let one sample through, and say in words what it is that the model cannot take. Weights stay as they are."""
+    training = module.training
+    module.eval()
+    features, labels = batch.features[:1], batch.labels[:1]
+    try:
+        summed_loss(module(features), labels)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = "x".join(map(str, features.shape[1:]))
+        kind = str(features.dtype).removeprefix("torch.")
+        raise RunFailed(
+            f"the model {parameters.model.name} cannot take a sample of {parameters.data.name} ({shape}, {kind}): "
+            f"{type(error).__name__}: {error}. The traceback is in this rank's log"
+        ) from error
+    finally:
+        module.train(training)
+
+
+def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
+    """Start from a plain state dict, which the run keeps beside its parameters.
+
+    A file of torch.save is read with ``weights_only=True``; where it holds a mapping with the state dict under
+    "model", as this program's own does, that is taken. RunFailed names what does not fit.
+    """
+    given = _read(next(run_folder.glob("weights.*")))
+    if given and all(key.startswith(WRAPPED) for key in given):
+        given = {key.removeprefix(WRAPPED): tensor for key, tensor in given.items()}
+    own = module.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in given]
+    problems += [f"{key} is not in the model" for key in given if key not in own]
+    problems += [
+        f"{key} has the shape {tuple(given[key].shape)}, the model's {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
+        raise RunFailed(
+            f"model.weights: {name} does not fit the model: {'; '.join(problems[:MOST_NAMED])}{more}. Its options and "
+            "the data's classes have to be those that the weights were trained with"
+        )
+    module.load_state_dict(given)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise RunFailed(f"model.weights: {file} cannot be read: {error}") from None
+    except Exception as error:  # weights_only's refusal is an UnpicklingError
+        raise RunFailed(f"model.weights: {file} holds more than tensors and is not read: {error}") from None
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        found = found["model"]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise RunFailed(f"model.weights: {file} is not a plain state dict: names, and a tensor for each")
+    return found

@@ -1,0 +1,86 @@
+"""What a run takes in besides its data: the weights that it starts from, and the user's own code."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lockstep import parameters, plugins
+from lockstep.catalog import store
+from lockstep.catalog.run import Run
+from lockstep.errors import UsageError
+from lockstep.files import sha256_of, temporary_beside
+from lockstep.orchestration import plan, prepare
+from lockstep.parameters import Parameters
+
+WEIGHTS = (".safetensors", ".pt", ".pth")
+
+
+def require(wanted: Parameters, folder: Path) -> None:
+    """Raise UsageError where a file that the parameters name is not there, before anything is written."""
+    prepare.require_files(wanted.data, folder)
+    if wanted.model.weights is not None:
+        weights_file(wanted.model.weights, folder)
+
+
+def weights_file(name: str, folder: Path) -> Path:
+    """Where ``model.weights`` is, relative to where the command was started."""
+    file = folder / Path(name).expanduser()
+    if file.suffix not in WEIGHTS:
+        raise UsageError(f"model.weights: found {name}, allowed: a file that ends in {', '.join(WEIGHTS)}")
+    if not file.is_file():
+        raise UsageError(f"model.weights: found no file {file}. Put it there, or give its path from {folder}")
+    return file
+
+
+def keep_weights(run: Run, wanted: Parameters, folder: Path) -> dict[str, Any] | None:
+    """Bring the weights into the run, which is whole by itself from then on; what the plan says of them."""
+    name = wanted.model.weights
+    if name is None:
+        return None
+    kept = run.path / f"weights{'.safetensors' if Path(name).suffix == '.safetensors' else '.pt'}"
+    if not kept.is_file():
+        source = weights_file(name, folder)
+        with temporary_beside(kept) as temporary:
+            shutil.copyfile(source, temporary)
+            digest = store.put(run.catalog, temporary)
+        store.link(run.catalog, digest, kept)
+    return {"from": name, "file": kept.name, "bytes": kept.stat().st_size, "sha256": sha256_of(kept)}
+
+
+def own_code(wanted: Parameters) -> dict[str, dict[str, str]]:
+    """File and SHA-256 of everything of the user's own that the parameters name, by key."""
+    named = {
+        "data.name": wanted.data.name,
+        "model.name": wanted.model.name,
+        "distributed.strategy.name": wanted.distributed.strategy.name,
+    }
+    found = {key: plugins.origin(name) for key, name in named.items() if plugins.is_own(name)}
+    return {key: origin for key, origin in found.items() if origin is not None}
+
+
+def text_of(wanted: Parameters) -> str:
+    """What a run's parameters.yaml holds: every parameter, and above them where the user's own code came from."""
+    heads = [
+        f"# {key}: {code['name']} is {code['file']}, SHA-256 {code['sha256']}\n"
+        for key, code in own_code(wanted).items()
+    ]
+    return "".join(heads) + parameters.dump(wanted)
+
+
+def changed_code(run: Run, wanted: Parameters) -> list[str]:
+    """A sentence for each piece of the user's own code that is not what it was when the run was planned."""
+    before = (plan.read(run.plan) or {}).get("code")
+    found = []
+    for key, code in own_code(wanted).items():
+        known = before.get(key) if isinstance(before, dict) else None
+        if (
+            isinstance(known, dict)
+            and known.get("name") == code["name"]
+            and known.get("sha256") != code["sha256"]
+        ):
+            found.append(
+                f"{key}: {code['file']} changed since {run.run_id} was planned (SHA-256 "
+                f"{str(known.get('sha256'))[:12]} then, {code['sha256'][:12]} now): what follows is trained by other "
+                "code than what went before"
+            )
+    return found
