@@ -23,6 +23,7 @@ from lockstep.engine.activations import drop_activations
 from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import open_splits
+from lockstep.engine.fitting import check_model, load_weights
 from lockstep.engine.loop import Job, train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import PRECISIONS, make_optimizer
@@ -181,6 +182,7 @@ def work(
 def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: Batches) -> None:
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
     module = make_module(run, parameters)
+    check_model(module, batches(0), parameters)
     prepare_module(module, parameters.training)
     strategy.place(module)
     strategy.max_grad_norm = parameters.training.max_grad_norm
@@ -228,4 +230,7 @@ def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
         raise RunFailed(
             f"model.name: {parameters.model.name} returned {type(module).__name__}, not a torch.nn.Module"
         )
-    return module.to(PRECISIONS[parameters.training.precision])
+    module = module.to(PRECISIONS[parameters.training.precision])
+    if parameters.model.weights is not None:
+        load_weights(module, run.path, parameters.model.weights)
+    return module
