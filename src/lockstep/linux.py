@@ -45,10 +45,14 @@ def boot_id() -> str:
 
 
 def start_ticks(pid: int) -> int | None:
-    """The process's start time in clock ticks since boot, which tells a re-used pid apart; None if none."""
+    """The process's start time in clock ticks since boot, which tells a re-used pid apart; None if none.
+
+    One that has ended and was not waited for yet (a zombie) is none.
+    """
     try:
         # The second field is the command in brackets, and may itself hold spaces and brackets.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
 
