@@ -47,13 +47,15 @@ def evaluate(
     *,
     shard: Shard | None = None,
     trained_rows: int = 1,
+    counted: bool = True,
     look: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Seen:
     """Judge a rank's slice of a split (all of it, if None) in evaluation mode.
 
     Every rank makes the same number of passes where each has one slice, borrowing a row that does not count where
     its own have run out: a model whose weights are spread over the ranks needs all of them for every pass. ``look``
-    is given the logits and labels of each pass.
+    is given the logits and labels of each pass. Where the rows are not ``counted`` here, another rank judges them, and
+    this one only takes part.
     """
     if isinstance(features, Tensor):
         features = Table(features)
@@ -72,8 +74,8 @@ def evaluate(
     module.eval()
     seen = Seen()
     for number, span in enumerate(spans):
-        counts = bool(len(span))
-        chosen = span if counts else torch.zeros(1, dtype=torch.int64)
+        counts = bool(len(span)) and counted
+        chosen = span if len(span) else torch.zeros(1, dtype=torch.int64)
         inputs, truth = features.take(chosen), labels.index_select(0, chosen).long()
         for soon in spans[number + 1 : number + 1 + features.ahead]:
             features.expect(soon, None)

@@ -82,7 +82,9 @@ def take_step(job: Job, done: int) -> None:
     board.enter("apply")
     strategy.apply()
     ended = clock()
-    samples = batch.samples
+    samples = batch.samples if strategy.counts else 0
+    if not strategy.counts:
+        outcome = Outcome(0.0, 0)
     sums = job.epoch_sums
     sums[0] += outcome.loss * samples
     sums[1] += outcome.correct
@@ -106,9 +108,10 @@ def take_step(job: Job, done: int) -> None:
         cpu_seconds=process_time() - cpu_began,
         wire_bytes=strategy.wire_bytes,
         **strategy.passes.loss_scale.notes(),
+        **strategy.measured,
         **digests,
     )
-    board.write("loss", outcome.loss)
+    board.write("loss", outcome.loss if strategy.counts else math.nan)
     board.write("step", done + 1)
     if due and strategy.replicated:
         job.watch.compare(done + 1, digests["parameter_digests"])
@@ -122,7 +125,7 @@ def digests_before_update(strategy: Strategy, batch: Batch) -> dict[str, Any]:
     """
     began = clock()
     name = "gradient_digests" if strategy.reduces_gradients else "own_gradient_digests"
-    features = fingerprint(batch.features) + fingerprint(batch.labels) if batch.weight else 0
+    features = fingerprint(batch.features) + fingerprint(batch.labels) if batch.weight and strategy.counts else 0
     prints = gradient_fingerprints(strategy.module)
     return {"batch_digest": features, name: prints, "digest_seconds": clock() - began}
 
@@ -158,7 +161,9 @@ def end_epoch(job: Job, step: int) -> None:
     ranks = job.parameters.distributed.world_size
     trained_rows = -(-job.parameters.training.global_batch_size // ranks)
     shard = job.strategy.shard()
-    seen = evaluate(job.strategy.module, features, labels, shard=shard, trained_rows=trained_rows)
+    seen = evaluate(
+        job.strategy.module, features, labels, shard=shard, trained_rows=trained_rows, counted=job.strategy.counts
+    )
     total = job.strategy.total(torch.tensor([seen.loss], dtype=torch.float64)) if len(labels) else None
     if total is not None:
         value = float(total) / len(labels)

@@ -1,6 +1,7 @@
 """What a person sees: which step runs, how far training is, a closing table. Plain lines where there is no terminal."""
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -195,7 +196,9 @@ class _Meter:
         # From what the ranks wrote, not from the first look: all the steps may lie between two looks.
         elapsed, done = time.monotonic() - started, step - self._board.integer(0, "start")
         ranks = range(self._board.world_size)
-        loss = sum(self._board.number(rank, "loss") for rank in ranks) / len(ranks)
+        losses = [self._board.number(rank, "loss") for rank in ranks]
+        losses = [loss for loss in losses if not math.isnan(loss)]  # NaN: another rank counts the same samples
+        loss = sum(losses) / max(len(losses), 1)
         epoch = min(step // self._plan["steps_per_epoch"] + 1, steps // self._plan["steps_per_epoch"])
         words = [f"epoch {epoch}/{steps // self._plan['steps_per_epoch']}", f"step {step:,}/{steps:,}"]
         if done:

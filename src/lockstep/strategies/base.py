@@ -99,6 +99,7 @@ class Strategy:
     updates_weights = True  # `apply` runs this rank's optimizer on this rank's parameters
     scales_loss = True  # `sync` sees scaled gradients, and may find that they overflowed
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
+    counts = True  # the samples that it sees are counted here, and by no other rank
     sharded = (
         False  # no rank holds all of the state: each saves its own slices, and reads those that it needs
     )
@@ -115,6 +116,7 @@ class Strategy:
         self.draws: tuple[int, int] = (0, 0)  # (seed, step): what random draws of the next pass are keyed by
         self.sync_seconds = 0.0  # of the last step: spent with no gradient of its own left to compute
         self.wire_bytes = 0  # of one step, sent by this rank
+        self.measured: dict[str, float] = {}  # of the last step: what it alone can tell, for the line of metrics
 
     def shard(self) -> Shard:
         """Which slice of each global batch is this rank's: one a rank, unless overridden."""
