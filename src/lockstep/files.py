@@ -12,8 +12,9 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 CHUNK_BYTES = 1 << 20
 LARGEST_OBJECT_BYTES = 16 << 20  # of a JSON object in a record: far above any real one
@@ -88,7 +89,7 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def open_plain(path: Path, depth: int = 1) -> BinaryIO:
+def open_plain(path: Path, depth: int = 1) -> BufferedReader:
     """Open a plain file for reading where the last ``depth`` names of its path are no links.
 
     With the depth of a record's file in its folder, nothing that stands in the folder can lead out of it.

@@ -1,0 +1,104 @@
+"""`lockstep export`: a run in the words of others: in-toto, OpenLineage, MLflow."""
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lockstep.catalog.run import Run, find
+from lockstep.cli import output
+from lockstep.cli.list import add_reading_options, catalog_of
+from lockstep.errors import UsageError
+from lockstep.files import printable, write_atomically
+
+Exporter = Callable[[Run, argparse.Namespace], int]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", metavar="RUN", help="an id, the beginning of one, latest, or a run's folder")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="; ".join(ABOUT.values()))
+    parser.add_argument(
+        "--output", metavar="PATH", type=Path, help="a file, or a folder to put it in; default: print it"
+    )
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="mlflow: the server; default: MLFLOW_TRACKING_URI"
+    )
+    parser.add_argument("--experiment", metavar="NAME", help="mlflow: the experiment; default: lockstep")
+    parser.add_argument(
+        "--with-checkpoints", action="store_true", help="mlflow: upload the checkpoints and the model as well"
+    )
+    add_reading_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export one run."""
+    mlflow_only = {
+        "--tracking-uri": arguments.tracking_uri,
+        "--experiment": arguments.experiment,
+        "--with-checkpoints": arguments.with_checkpoints,
+    }
+    wrong = [name for name, value in mlflow_only.items() if value] if arguments.format != "mlflow" else []
+    if arguments.format == "mlflow" and arguments.output is not None:
+        wrong = ["--output"]
+    if wrong:
+        raise UsageError(f"{wrong[0]} does not go with --format {arguments.format}")
+    return FORMATS[arguments.format](find(catalog_of(arguments), arguments.run), arguments)
+
+
+def _in_toto(found: Run, arguments: argparse.Namespace) -> int:
+    material = importlib.import_module("lockstep.catalog.export.material").gather(found)
+    value = importlib.import_module("lockstep.catalog.export.in_toto").statement(material)
+    return _deliver(json.dumps(value, indent=2, allow_nan=False) + "\n", found, arguments, "intoto.json")
+
+
+def _openlineage(found: Run, arguments: argparse.Namespace) -> int:
+    material = importlib.import_module("lockstep.catalog.export.material").gather(found)
+    events = importlib.import_module("lockstep.catalog.export.openlineage").run_events(material)
+    lines = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
+    return _deliver(lines, found, arguments, "openlineage.jsonl")
+
+
+def _mlflow(found: Run, arguments: argparse.Namespace) -> int:
+    exporter = importlib.import_module("lockstep.catalog.export.to_mlflow")
+    told = exporter.export(
+        found,
+        tracking_uri=arguments.tracking_uri,
+        experiment=arguments.experiment or "lockstep",
+        with_checkpoints=arguments.with_checkpoints,
+    )
+    if arguments.json:
+        output.write_json(told)
+    else:
+        for name, value in told.items():
+            output.write_line(f"{name.replace('_', ' '):<12}{printable(str(value))}")
+    return 0
+
+
+# A format is one function here and a module of its own, imported when it is asked for.
+FORMATS: dict[str, Exporter] = {"in-toto": _in_toto, "openlineage": _openlineage, "mlflow": _mlflow}
+ABOUT = {
+    "in-toto": "in-toto: a statement with SLSA provenance, its subjects the checkpoints",
+    "openlineage": "openlineage: run events, a JSON value a line",
+    "mlflow": "mlflow: to a tracking server (needs the extra mlflow)",
+}
+
+
+def _deliver(text: str, found: Run, arguments: argparse.Namespace, ending: str) -> int:
+    """Print, or write in one step; never into the record itself, whose seal covers every file."""
+    target: Path | None = arguments.output
+    if target is None:
+        output.write_line(text.removesuffix("\n"))
+        return 0
+    if target.is_dir():
+        target = target / f"{found.run_id}.{ending}"
+    if target.resolve().is_relative_to(found.path):
+        raise UsageError(f"--output {target} is inside the run's own folder, which is sealed: choose another")
+    if not target.parent.is_dir():
+        raise UsageError(f"--output {target}: there is no folder {target.parent}")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"--output {target} is there and is no file")
+    write_atomically(target, text)
+    output.write_line(f"wrote {target}")
+    return 0
