@@ -15,7 +15,7 @@ from lockstep.catalog.run import Run, check_run_id, claim, find
 from lockstep.errors import CorruptRecord, UsageError
 from lockstep.files import fsync_folder, read_json, sha256_of, write_atomically
 from lockstep.launchers.client import Server
-from lockstep.orchestration import plan
+from lockstep.orchestration import inputs, plan
 from lockstep.orchestration.display import Display
 from lockstep.orchestration.session import Session
 from lockstep.parameters import Parameters
@@ -89,6 +89,7 @@ def new_run(
 ) -> int:
     """Claim a folder, write the parameters, and make the first attempt."""
     server.prepare(wanted.distributed.start_method, request.folder)
+    inputs.require(wanted, request.folder)
     run = claim(request.catalog, request.run_id)
     descriptor = status.hold(run)
     origin = parent.as_dict() if parent else None
@@ -107,7 +108,7 @@ def new_run(
         summary=summary,
         lockstep=__version__,
     )
-    write_atomically(run.parameters, parameters.dump(wanted))
+    write_atomically(run.parameters, inputs.text_of(wanted))
     if parent is not None:
         adopt(run, parent)
     display.line(f"lockstep  run {run.run_id}{_origin(parent)}", "bold")
