@@ -52,13 +52,16 @@ def write(
         "cwd": _text(str(folder)),
         "parent": parent,
         "git": _git(run, folder, with_patch, attempt),
-        "packages": _packages(),
         "uv_lock": _uv_lock(run, folder, attempt),
-        "machine": _machine(),
-        "environment": _environment(),
+        **surroundings(),
     }
     write_json(_name(run.provenance, attempt), record)
     return record
+
+
+def surroundings() -> dict[str, Any]:
+    """Packages, machine and variables, as they are now and as a record keeps them."""
+    return {"packages": _packages(), "machine": _machine(), "environment": _environment()}
 
 
 def _name(path: Path, attempt: int) -> Path:

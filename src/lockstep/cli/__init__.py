@@ -10,12 +10,14 @@ from lockstep.cli.guard import guarded
 
 COMMANDS = {
     "run": "train what a parameter file describes, and record it",
+    "resume": "go on with a run, after asking what changed since",
     "list": "the runs of the catalog, newest first",
     "show": "one run: what it was, how it went, what its ranks say",
     "diff": "two runs: what differs, and the first step at which they part",
     "verify": "every byte of a run against what vouches for it",
     "seal": "seal a run as it stands, sign it, anchor it outside its folder",
     "report": "one HTML file for one run, or for several side by side",
+    "export": "a run as an in-toto statement, OpenLineage events, or in MLflow",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 
@@ -29,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lockstep.cli.run import LOCKSTEP, program
 
         return program(LOCKSTEP, COMMANDS["run"], "lockstep run", words[1:])
+    if words[:1] == ["resume"]:
+        from lockstep.cli import resume
+
+        return resume.program(COMMANDS["resume"], words[1:])
     parser = argparse.ArgumentParser(
         prog="lockstep",
         description="Train PyTorch models across processes, and keep records that can be trusted.",

@@ -59,6 +59,11 @@ def configure(parser: argparse.ArgumentParser, face: Face = LOCKSTEP) -> None:
         "--resume", metavar="RUN", help="continue a run, or start a new one from its checkpoint"
     )
     parser.add_argument(
+        "--reproduces",
+        metavar="RUN",
+        help="record that this run repeats RUN; lockstep reproduce does the rest",
+    )
+    parser.add_argument(
         "--catalog", metavar="FOLDER", type=Path, help=f"default: {CATALOG} in the project's root"
     )
     parser.add_argument(
@@ -80,6 +85,8 @@ def run(arguments: argparse.Namespace, face: Face = LOCKSTEP) -> int:
         from lockstep.orchestration.start import Request, read_sections, start
 
         file = arguments.parameters
+        if arguments.reproduces is not None and arguments.resume is not None:
+            raise UsageError("--reproduces begins anew and --resume goes on: one of the two")
         default = face.default_file or folder / DEFAULT_FILE
         if file is None and arguments.resume is None and (face.default_file or default.is_file()):
             file = default
@@ -92,6 +99,7 @@ def run(arguments: argparse.Namespace, face: Face = LOCKSTEP) -> int:
             run_id=arguments.run_id,
             tag=arguments.tag,
             resume=arguments.resume,
+            reproduces=arguments.reproduces,
             read=face.read or read_sections,
             example=face.example,
             epilogue=face.epilogue,

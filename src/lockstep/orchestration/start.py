@@ -1,22 +1,21 @@
 """From a command line to a run: a new one, another attempt at one, or a child of one."""
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lockstep import __version__, parameters
 from lockstep.catalog import events, seal, status
-from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.run import Run, check_run_id, claim, find
-from lockstep.errors import CorruptRecord, UsageError
-from lockstep.files import fsync_folder, read_json, sha256_of, write_atomically
+from lockstep.errors import UsageError
+from lockstep.files import read_json, write_atomically
 from lockstep.launchers.client import Server
-from lockstep.orchestration import inputs, plan
+from lockstep.orchestration import changes, inputs
+from lockstep.orchestration.changes import Change
 from lockstep.orchestration.display import Display
+from lockstep.orchestration.parents import Parent, adopt, newest_checkpoint, refuse_what_cannot_follow
 from lockstep.orchestration.session import Session
 from lockstep.parameters import Parameters
 
@@ -41,29 +40,13 @@ class Request:
     run_id: str | None = None
     tag: str | None = None
     resume: str | None = None
+    asks: bool = False  # refuse what changed since the run to resume, unless it is accepted or kept
+    accept: frozenset[str] = frozenset()
+    keep: frozenset[str] = frozenset()
+    reproduces: str | None = None  # the run that the new one is to repeat
     read: Callable[[Path | None, Sequence[str], Run | None], Parameters] = read_sections
     example: str = "training.epochs"  # the key that asks for more epochs
     epilogue: Callable[[Run], Iterable[str]] | None = None  # lines below the closing table
-
-
-@dataclass(frozen=True)
-class Parent:
-    """Another run, and the checkpoint of it that a new run starts from (None: it left none that is valid)."""
-
-    run: Run
-    checkpoint: Path | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """What the record of the child keeps."""
-        plan_of_run = plan.read(self.run.plan) or {}
-        return {
-            "run_id": self.run.run_id,
-            "checkpoint": self.checkpoint.name if self.checkpoint else None,
-            "manifest_sha256": sha256_of(self.checkpoint / "manifest.json") if self.checkpoint else None,
-            "world_size": plan_of_run.get("world_size"),
-            "threads_per_rank": plan_of_run.get("threads_per_rank"),
-            "data_identity": (plan.read(self.run.data / "data.json") or {}).get("identity"),
-        }
 
 
 def start(request: Request, server: Server, display: Display, began: float) -> int:
@@ -75,6 +58,10 @@ def start(request: Request, server: Server, display: Display, began: float) -> i
     if request.resume is not None:
         return resume(request, server, display, began)
     wanted = request.read(request.file, request.overrides, None)
+    if request.reproduces is not None:
+        repeated = find(request.catalog, request.reproduces)
+        parent = Parent(repeated, repeated.start if repeated.start.is_dir() else None, "reproduced")
+        return new_run(request, wanted, server, display, began, parent=parent)
     return new_run(request, wanted, server, display, began)
 
 
@@ -111,17 +98,9 @@ def new_run(
     write_atomically(run.parameters, inputs.text_of(wanted))
     if parent is not None:
         adopt(run, parent)
-    display.line(f"lockstep  run {run.run_id}{_origin(parent)}", "bold")
+    display.line(f"lockstep  run {run.run_id}{parent.in_words() if parent else ''}", "bold")
     session = Session(run, display, request.folder, server, 1, began)
     return carry_out(session, request, request.tag, origin, descriptor)
-
-
-def _origin(parent: Parent | None) -> str:
-    if parent is None:
-        return ""
-    if parent.checkpoint is None:
-        return f"  child of {parent.run.run_id}, which left no valid checkpoint: from the beginning"
-    return f"  from {parent.run.run_id} {parent.checkpoint.name}"
 
 
 def resume(request: Request, server: Server, display: Display, began: float) -> int:
@@ -136,88 +115,84 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
         )
     before = parameters.read(run.parameters, [])
     wanted = request.read(request.file, request.overrides, run)
-    changes = parameters.difference(before, wanted)
-    if changes or request.run_id:
-        parent, passed_over = newest_checkpoint(run)
-        for message in passed_over:
-            display.warn(message)
-        refuse_what_cannot_follow(run, parent, before, wanted)
-        for change in changes:
-            display.line(f"  changed: {change}")
+    asked_for = bool(parameters.difference(before, wanted) or request.run_id)
+    if now.word == "succeeded" and not asked_for and not request.accept:
+        return nothing_to_resume(request, run, before, display)
+    found = what_changed(request, run, before, wanted)
+    if any(change.kind == "parameters" for change in found):
+        again = changes.file_and_overrides(run, request.folder)
+        assert again is not None
+        wanted = parameters.read(again[0], [*again[1], *request.overrides])
+    difference = parameters.difference(before, wanted)
+    if difference or request.run_id or any(change.kind == "data" for change in found):
+        parent = parent_for(run, before, wanted, found, display)
         return new_run(request, wanted, server, display, began, parent=parent)
-    if now.word == "succeeded" and not is_sealed(run):
-        descriptor = status.hold(run)
-        seal.seal(run)
-        status.release(run, descriptor)
-        display.line(f"run {run.run_id} had succeeded, but its record was not sealed yet: it is now")
-        return 0
     if now.word == "succeeded":
-        display.line(
-            f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,"
-        )
-        more = f"{request.example}={before.training.epochs * 2}"
-        display.line(f"change something, for example: --resume {run.run_id} {more}")
-        return 0
+        return nothing_to_resume(request, run, before, display)
     server.prepare(wanted.distributed.start_method, request.folder)
     descriptor = status.hold(run)
     history = events.read(run)
     attempt = sum(event["event"] == "started" for event in history) + 1
     created = next((event for event in history if event["event"] == "created"), {})
     display.line(f"lockstep  run {run.run_id}, attempt {attempt} (it was {now.word})", "bold")
+    if found:
+        events.append(run, "changed", **changes.recorded(attempt, found))
+        for each in found:
+            display.line(f"  changed: {each.kind}: {each.words}")
     session = Session(run, display, request.folder, server, attempt, began)
     return carry_out(session, request, created.get("tag"), created.get("parent"), descriptor)
+
+
+def parent_for(
+    run: Run, before: Parameters, wanted: Parameters, found: Sequence[Change], display: Display
+) -> Parent:
+    """The run as the parent of a new one, from its newest checkpoint; says what differs."""
+    parent, passed_over = newest_checkpoint(run)
+    for message in passed_over:
+        display.warn(message)
+    refuse_what_cannot_follow(run, parent, before, wanted)
+    others = [f"{each.kind}: {each.words}" for each in found if each.kind != "parameters"]
+    for change in [*parameters.difference(before, wanted), *others]:
+        display.line(f"  changed: {change}")
+    return replace(parent, changes=[change.as_dict() for change in found])
+
+
+def what_changed(request: Request, run: Run, before: Parameters, wanted: Parameters) -> list[Change]:
+    """What changed since and was accepted; UsageError for the rest, where the command asks."""
+    found = [changes.of_code(run, request.folder), changes.of_packages(run)]
+    if request.asks:
+        if "parameters" not in request.keep:
+            found.insert(0, changes.of_parameters(run, request.folder, request.overrides))
+        typed = before.data != wanted.data or before.seed != wanted.seed
+        if "data" not in request.keep and not typed:
+            found.insert(1, changes.of_data(run, before, request.folder))
+    present = [change for change in found if change is not None]
+    if request.asks:
+        changes.refuse(present, request.accept, run)
+    return present
+
+
+def nothing_to_resume(request: Request, run: Run, before: Parameters, display: Display) -> int:
+    """A run that has succeeded: seal it where that was cut short, else say what would make a child of it."""
+    if not is_sealed(run):
+        descriptor = status.hold(run)
+        seal.seal(run)
+        status.release(run, descriptor)
+        display.line(f"run {run.run_id} had succeeded, but its record was not sealed yet: it is now")
+        return 0
+    display.line(
+        f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,"
+    )
+    more = f"{request.example}={before.training.epochs * 2}"
+    resume_ = f"resume {run.run_id}" if request.asks else f"--resume {run.run_id}"
+    display.line(f"change something, for example: {resume_} {more}")
+    return 0
 
 
 def is_sealed(run: Run) -> bool:
     """Whether the last thing in the history is the seal."""
     history = events.read(run)
     return bool(history) and history[-1]["event"] == "sealed"
-
-
-def newest_checkpoint(run: Run) -> tuple[Parent, list[str]]:
-    """The newest checkpoint of a run that verifies, its own or the one it started from; what was passed over."""
-    passed_over: list[str] = []
-    for path in [*sorted(run.checkpoints.glob("step-*"), reverse=True), run.start]:
-        if not path.is_dir():
-            continue
-        findings = verify_folder(path)
-        if not findings:
-            return Parent(run, path), passed_over
-        passed_over.append(f"passed over: checkpoint {path.name} is damaged ({'; '.join(findings)})")
-    return Parent(run, None), passed_over
-
-
-def refuse_what_cannot_follow(run: Run, parent: Parent, before: Parameters, wanted: Parameters) -> None:
-    """Refuse early, with nothing written, what setup_distributed would refuse later."""
-    decided = plan.read(run.plan)
-    if (
-        parent.checkpoint is None
-        or decided is None
-        or before.data != wanted.data
-        or before.seed != wanted.seed
-    ):
-        return
-    samples = decided["splits"]["train"]
-    steps_per_epoch = -(-samples // wanted.training.global_batch_size)
-    state = read_json(parent.checkpoint / "state.json")
-    complaint = plan.start_complaint(state, steps_per_epoch, steps_per_epoch * wanted.training.epochs)
-    if complaint:
-        raise UsageError(complaint)
-
-
-def adopt(run: Run, parent: Parent) -> None:
-    """Give the parent's checkpoint a name in the child, so that the child's folder is whole by itself."""
-    if parent.checkpoint is None:
-        return
-    run.start.mkdir()
-    for file in parent.checkpoint.iterdir():
-        try:
-            os.link(file, run.start / file.name)
-        except OSError:
-            shutil.copy2(file, run.start / file.name)
-    fsync_folder(run.start)
-    if verify_folder(run.start):
-        raise CorruptRecord(f"{parent.checkpoint} changed while it was copied")
 
 
 def carry_out(
@@ -238,7 +213,7 @@ def carry_out(
         else:
             session.display.line(f"run     {session.run.run_id}", "bold")
             session.display.line(f"        {session.run.path}")
-            session.display.line(f"        to continue: {command(request)} --resume {session.run.run_id}")
+            session.display.line(f"        to continue: {command(request, session.run.run_id)}")
         return code
     finally:
         if session.server is not None:
@@ -246,10 +221,10 @@ def carry_out(
         status.release(session.run, descriptor)
 
 
-def command(request: Request) -> str:
-    """How the user started this, for the message that says how to go on."""
+def command(request: Request, run_id: str) -> str:
+    """How the user goes on with a run, in the words that this one was started with."""
     script = Path(request.argv[0] if request.argv else "")
     if script.name == "lockstep":
-        return "uv run lockstep run"
+        return f"uv run lockstep resume {run_id}"
     inside = script.is_absolute() and script.is_relative_to(request.folder)
-    return f"uv run {script.relative_to(request.folder) if inside else script}"
+    return f"uv run {script.relative_to(request.folder) if inside else script} --resume {run_id}"

@@ -29,11 +29,13 @@ def compare(a: Run, b: Run, folders: list[Path], tolerance: float | None = None)
     single = any(values.get("training.precision") != "fp64" for values in before)
     walk = parting.walk(left, right, tolerance, single)
     pairs = tensors.common(a, b)
-    first, beyond = _with_checkpoints(walk, pairs, found["metrics"], tolerance)
+    results = found["metrics"] if left.last == right.last else []
+    first, beyond = _with_checkpoints(walk, pairs, results, tolerance)
     verdict = _verdict(walk, pairs, first, beyond, tolerance)
     why = None
     if first is not None:
-        start = inputs.differences(inputs.starting_point(a), inputs.starting_point(b))
+        begun = min(walk.steps, default=0) >= max(left.first_own_step, right.first_own_step)
+        start = inputs.differences(*(inputs.starting_point(run) for run in (a, b))) if begun else []
         known = cause.Inputs(
             found["parameters"],
             found["environment"],

@@ -117,6 +117,22 @@ def state_in(run: Run, record: dict[str, Any]) -> State:
     return State(commit, patch, tree, gap, complete)
 
 
+def current_state(folder: Path, leave_out: Path) -> State:
+    """The code as it stands in the repository around a folder; ``leave_out`` is the catalog."""
+    try:
+        repository = git.open_repository(folder)
+        commit = repository.line("rev-parse", "--verify", "--quiet", "HEAD")
+        with tempfile.TemporaryDirectory(prefix="lockstep-git-") as scratch:
+            changes = git.collect_changes(repository, commit, Path(scratch), leave_out)
+    except git.GitError as error:
+        return State(None, None, None, str(error), False)
+    if commit is None:
+        return State(None, None, None, "the repository has no commit yet", False)
+    if len(changes.patch) > git.PATCH_BYTES:
+        return State(commit, None, None, "the uncommitted changes are too large to compare", False)
+    return State(commit, changes.patch or None, changes.tree, None)
+
+
 def compare(a: State, b: State, folders: list[Path]) -> Comparison:
     """How two states differ; ``folders`` are where a repository that knows their commits may stand."""
     gaps = [f"{name}: {state.gap}" for name, state in (("A", a), ("B", b)) if state.gap]
