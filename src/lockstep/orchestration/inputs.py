@@ -9,7 +9,7 @@ from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.errors import UsageError
 from lockstep.files import sha256_of, temporary_beside
-from lockstep.orchestration import plan, prepare
+from lockstep.orchestration import prepare
 from lockstep.parameters import Parameters
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
@@ -65,22 +65,3 @@ def text_of(wanted: Parameters) -> str:
         for key, code in own_code(wanted).items()
     ]
     return "".join(heads) + parameters.dump(wanted)
-
-
-def changed_code(run: Run, wanted: Parameters) -> list[str]:
-    """A sentence for each piece of the user's own code that is not what it was when the run was planned."""
-    before = (plan.read(run.plan) or {}).get("code")
-    found = []
-    for key, code in own_code(wanted).items():
-        known = before.get(key) if isinstance(before, dict) else None
-        if (
-            isinstance(known, dict)
-            and known.get("name") == code["name"]
-            and known.get("sha256") != code["sha256"]
-        ):
-            found.append(
-                f"{key}: {code['file']} changed since {run.run_id} was planned (SHA-256 "
-                f"{str(known.get('sha256'))[:12]} then, {code['sha256'][:12]} now): what follows is trained by other "
-                "code than what went before"
-            )
-    return found
