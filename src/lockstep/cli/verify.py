@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--signers", metavar="FILE", type=Path,
-        help="allowed_signers of ssh: one of them must have signed (else git's gpg.ssh.allowedSignersFile says who did)",
+        help="allowed_signers of ssh: one of them must have signed (else git's gpg.ssh.allowedSignersFile is asked)",
     )  # fmt: skip
     add_reading_options(parser)
 

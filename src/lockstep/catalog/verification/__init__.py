@@ -14,6 +14,7 @@ from typing import Any
 from lockstep.catalog import anchor, events, seal, signature, status
 from lockstep.catalog.anchor import Anchor
 from lockstep.catalog.finding import Finding, of_history
+from lockstep.catalog.leftovers import TEMPORARY
 from lockstep.catalog.manifest import outside_the_seal, walk
 from lockstep.catalog.report.values import mapping, show_bytes
 from lockstep.catalog.run import Run
@@ -126,22 +127,14 @@ def _of_running(run: Run) -> seal.State:
 def _odd_entries(run: Run, state: seal.State) -> list[Finding]:
     """What no manifest can list: folders that hold nothing, where a run has none."""
     found = []
-    for path in [*run.path.iterdir(), *run.path.glob("*/*")]:
-        if path.is_symlink() or not path.is_dir() or path.name.startswith((".live", ".tmp-")):
-            continue
-        name = path.relative_to(run.path).as_posix()
-        if name.split("/")[0] == ".live" or name in _USUAL_FOLDERS or any(True for _ in _inside(path)):
-            continue
-        if state.files or name.count("/"):
-            found.append(Finding(f"{name}/", "is an empty folder, which no run has: it was added"))
+    for folder, inner, files in os.walk(run.path):
+        name = Path(folder).relative_to(run.path).as_posix()
+        if name.startswith(".live"):
+            inner.clear()
+        elif not inner and not files and name not in _USUAL_FOLDERS and (state.files or "/" in name):
+            if not Path(folder).name.startswith(TEMPORARY):  # what a death left: lockstep doctor
+                found.append(Finding(f"{name}/", "is an empty folder, which no run has: it was added"))
     return found
-
-
-def _inside(path: Path) -> list[Path]:
-    try:
-        return list(path.iterdir())
-    except OSError:
-        return [path]  # named where its bytes are compared
 
 
 def _outside(

@@ -29,7 +29,8 @@ def findings(record: Record, digest: Callable[[Path], str]) -> Iterator[Finding]
     ending = record.last("finished").get("status") if _ended(record) else None
     if ending in _WORDS and log.get("status") != _WORDS[ending]:
         yield differs("run_log.json", "the run ended with", log.get("status"), "events.jsonl", ending)
-    yield from _hashes(record, steps, digest)
+    if _ended(record):  # an attempt that goes on writes to the logs that were put before
+        yield from _hashes(record, steps, digest)
 
 
 def _steps(steps: dict[str, Any], last: dict[str, str | None]) -> Iterator[Finding]:
