@@ -69,8 +69,8 @@ def resnet(
 
 
 def group_norm(channels: int) -> nn.Module:
-    """As many groups as divide the channels, 32 at most."""
-    return nn.GroupNorm(math.gcd(MOST_GROUPS, channels), channels)
+    """32 groups, or fewer where there are few channels: one channel by itself would be its own statistics."""
+    return nn.GroupNorm(1 if channels % 2 else math.gcd(MOST_GROUPS, channels // 2), channels)
 
 
 class BasicBlock(nn.Module):

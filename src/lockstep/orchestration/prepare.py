@@ -71,7 +71,7 @@ def require_files(data: Data, folder: Path) -> None:
     """Raise UsageError where a dataset of ours reads files that are not there. Nothing is written."""
     if plugins.is_own(data.name):
         return
-    require = getattr(inspect.getmodule(plugins.load("datasets", data.name)), "require", None)
+    require = _beside(plugins.load("datasets", data.name), "require")
     if require is not None:
         with contextlib.chdir(folder):
             require(**data.options)
@@ -79,8 +79,14 @@ def require_files(data: Data, folder: Path) -> None:
 
 def _state(function: Callable[..., Any], data: Data) -> str | None:
     """A digest of what stands in the files that a dataset reads; None where it reads none."""
-    state = getattr(inspect.getmodule(function), "state", None)
+    state = _beside(function, "state")
     return None if state is None else str(state(**data.options))
+
+
+def _beside(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+    """A function of the same file, by its name; not one that the file only imports."""
+    found = getattr(inspect.getmodule(function), name, None)
+    return found if getattr(found, "__module__", None) == function.__module__ else None
 
 
 def _source_digest(function: object) -> str:
