@@ -57,17 +57,23 @@ class Server:
         self._method = ""
         self._pids: list[tuple[int, int | None]] = []
 
-    def prepare(self, start_method: str, folder: Path) -> None:
-        """Say how ranks will be started and where the user's own modules are found, once both are known."""
+    def prepare(self, start_method: str, folder: Path, strategy: str | None = None) -> None:
+        """Say how ranks will be started and where the user's own modules are found, once both are known.
+
+        With the name of the strategy, what that needs is imported now, while the pipeline does other things.
+        """
         if self._method:
             return
         self._method = start_method
         paths = [*(str(Path(path).absolute()) if path else str(folder) for path in sys.path), str(folder)]
         self._send(
-            order="prepare", sys_path=list(dict.fromkeys(paths)), method=start_method, modules=RANK_MODULES
+            order="prepare",
+            sys_path=list(dict.fromkeys(paths)),
+            method=start_method,
+            modules=[*RANK_MODULES, *_modules_of(strategy)],
         )
 
-    def start(self, target: str, arguments: list[Any], count: int) -> None:
+    def start(self, target: str, arguments: list[Any], count: int, strategy: str | None = None) -> None:
         """Order ``count`` processes that call ``target(index, *arguments, parent_pid)``."""
         self._group += 1
         self._send(
@@ -77,6 +83,7 @@ class Server:
             arguments=arguments,
             count=count,
             method=self._method,
+            modules=_modules_of(strategy),
         )
 
     def kill_group(self) -> None:
@@ -130,6 +137,11 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _modules_of(strategy: str | None) -> list[str]:
+    """What a strategy that comes with the package is imported from; the user's own is imported by the ranks."""
+    return [f"lockstep.strategies.{strategy}"] if strategy and strategy.isidentifier() else []
 
 
 def _is_zombie(pid: int) -> bool:

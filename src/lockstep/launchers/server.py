@@ -99,6 +99,10 @@ def run_group(orders: Orders, order: dict[str, Any]) -> None:
     target: Callable[..., None] = getattr(importlib.import_module(module), name)
     # Forking is safe here, as in multiprocessing's own forkserver: this process has no other threads.
     method = "fork" if order["method"] == "forkserver" else "spawn"
+    if method == "fork":
+        for name in order["modules"]:  # once here, and not in each of the processes
+            importlib.import_module(name)
+        gc.freeze()
     arguments = (*order["arguments"], os.getpid())
     group = torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
         target, args=arguments, nprocs=order["count"], join=False, start_method=method

@@ -75,7 +75,7 @@ def new_run(
     parent: Parent | None = None,
 ) -> int:
     """Claim a folder, write the parameters, and make the first attempt."""
-    server.prepare(wanted.distributed.start_method, request.folder)
+    server.prepare(wanted.distributed.start_method, request.folder, wanted.distributed.strategy.name)
     inputs.require(wanted, request.folder)
     run = claim(request.catalog, request.run_id)
     descriptor = status.hold(run)
@@ -129,7 +129,7 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
         return new_run(request, wanted, server, display, began, parent=parent)
     if now.word == "succeeded":
         return nothing_to_resume(request, run, before, display)
-    server.prepare(wanted.distributed.start_method, request.folder)
+    server.prepare(wanted.distributed.start_method, request.folder, wanted.distributed.strategy.name)
     descriptor = status.hold(run)
     history = events.read(run)
     attempt = sum(event["event"] == "started" for event in history) + 1

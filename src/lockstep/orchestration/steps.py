@@ -108,7 +108,8 @@ def _train_once(session: Session, decided: dict[str, Any], distributed: dict[str
         logs = [run.rank_log(rank) for rank in range(ranks)]
         logs += [run.logs / f"server-{number}.log" for number in range(more)]
         watched = Watched(run, server, logs, board, distributed["timeout_seconds"])
-        server.start("lockstep.engine.rank:main", [str(run.path), session.attempt], ranks + more)
+        name = decided["strategy"]["name"]
+        server.start("lockstep.engine.rank:main", [str(run.path), session.attempt], ranks + more, name)
         with session.display.training(board, decided) as tick:
             _watch(session, watched, board, tick)
         return board.integer(0, "step")

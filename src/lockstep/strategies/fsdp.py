@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import torch
+import torch._dynamo  # which sharding needs anyway: imported with this file, a fork server does it once for all ranks
 import torch.distributed as dist
 from pydantic import Field
 from torch import nn
