@@ -14,10 +14,12 @@ COMMANDS = {
     "list": "the runs of the catalog, newest first",
     "show": "one run: what it was, how it went, what its ranks say",
     "diff": "two runs: what differs, and the first step at which they part",
+    "reproduce": "run a run again from its record, and say whether the same came out",
     "verify": "every byte of a run against what vouches for it",
     "seal": "seal a run as it stands, sign it, anchor it outside its folder",
     "report": "one HTML file for one run, or for several side by side",
     "export": "a run as an in-toto statement, OpenLineage events, or in MLflow",
+    "ui": "the catalog in a browser, on this machine only: find, compare, watch",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 
