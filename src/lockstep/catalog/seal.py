@@ -243,11 +243,13 @@ def _keep_earlier(run: Run) -> None:
     except FileNotFoundError:
         return
     digest = hashlib.sha256(content).hexdigest()
-    started, number = 0, 1
+    started, number = 0, None
     for event in events.read(run):
         started += event["event"] == "started"
         if event["event"] == "sealed" and event.get("manifest_sha256") == digest:
             number = max(1, started)
+    if number is None:
+        return  # that seal was cut short before the history told of it: it vouches for nothing
     while (kept := run.path / f"manifest.attempt-{number}.json").exists():
         if kept.read_bytes() == content:
             return  # an earlier seal was cut short right after this

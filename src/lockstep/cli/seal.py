@@ -41,9 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sign:
         signature.require_keygen()
     record = Record(found)
+    word = status.of(found).word
     descriptor = leftovers.take(found)
     try:
-        said = {"run_id": record.run_id, **_seal(found)}
+        said = {"run_id": record.run_id, **_seal(found, word)}
         if arguments.sign:
             said["key"] = signature.sign(found, record.run_id, said["head"], arguments.sign.absolute())
     finally:
@@ -55,18 +56,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _seal(found: Run) -> dict[str, str]:
+def _seal(found: Run, word: str) -> dict[str, str]:
     """The head of a sound seal; the run is sealed as it stands where nothing covers it yet."""
+    leftovers.clear(found)
     state = seal.check(found)
     if state.current:
         return {"done": "it is sealed already", "head": str(state.head)}
-    unfinished = not state.heads and found.manifest.exists()  # killed between the manifest and its event
+    # One that was killed between the manifest and its event lacks the event, and nothing else.
+    unfinished = not state.heads and [each.file for each in state.findings] == ["events.jsonl"]
     if state.findings and not unfinished:
         listed = "\n".join(f"  {finding}" for finding in state.findings[:20])
         raise LockstepError(f"run {found.run_id} does not verify, so nothing was sealed:\n{listed}")
-    leftovers.clear(found)
     seal.seal(found)
-    return {"done": f"sealed as it stands: {status.of(found).word}", "head": str(seal.head_of(found))}
+    return {"done": f"sealed as it stands: {word}", "head": str(seal.head_of(found))}
 
 
 def _note(record: Record, head: str) -> dict[str, str]:

@@ -131,9 +131,11 @@ def _odd_entries(run: Run, state: seal.State) -> list[Finding]:
         name = Path(folder).relative_to(run.path).as_posix()
         if name.startswith(".live"):
             inner.clear()
-        elif not inner and not files and name not in _USUAL_FOLDERS and (state.files or "/" in name):
-            if not Path(folder).name.startswith(TEMPORARY):  # what a death left: lockstep doctor
-                found.append(Finding(f"{name}/", "is an empty folder, which no run has: it was added"))
+            continue
+        left_by_a_death = Path(folder).name.startswith(TEMPORARY)  # lockstep doctor
+        known = name in _USUAL_FOLDERS or left_by_a_death or not (state.files or "/" in name)
+        if not inner and not files and not known:
+            found.append(Finding(f"{name}/", "is an empty folder, which no run has: it was added"))
     return found
 
 

@@ -218,7 +218,7 @@ def sealed_manifests(record: Record, files: dict[str, Any]) -> Iterator[Finding]
         for file, inner in listed.items():
             if files.get(f"{folder}/{file}") != inner:
                 yield Finding(name, f"has {brief(file)} otherwise than the seal has it")
-    known = {event.get("manifest_sha256") for event in record.history if event["event"] == "sealed"}
+    known = {str(event.get("manifest_sha256")) for event in record.history if event["event"] == "sealed"}
     for path in entries(record.run.path):
         if re.fullmatch(r"manifest\.attempt-\d+\.json", path.name):
             try:

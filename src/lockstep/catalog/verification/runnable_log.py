@@ -27,7 +27,7 @@ def findings(record: Record, digest: Callable[[Path], str]) -> Iterator[Finding]
         yield differs("run_log.json", "the tag is", log.get("tag"), "events.jsonl", tag)
     yield from _steps(steps, last)
     ending = record.last("finished").get("status") if _ended(record) else None
-    if ending in _WORDS and log.get("status") != _WORDS[ending]:
+    if isinstance(ending, str) and ending in _WORDS and log.get("status") != _WORDS[ending]:
         yield differs("run_log.json", "the run ended with", log.get("status"), "events.jsonl", ending)
     if _ended(record):  # an attempt that goes on writes to the logs that were put before
         yield from _hashes(record, steps, digest)

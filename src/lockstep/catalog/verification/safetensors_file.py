@@ -62,7 +62,7 @@ def read_header(path: Path, depth: int = 1) -> dict[str, Tensor]:
 
 def _tensor(name: str, entry: Any, base: int) -> Tensor:
     known = isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
-    if not known or entry["dtype"] not in BITS:
+    if not known or not isinstance(entry["dtype"], str) or entry["dtype"] not in BITS:
         raise Broken(f"has no dtype, shape and offsets that are known for tensor {name!r}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2):
