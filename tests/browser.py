@@ -19,7 +19,9 @@ OPTIONS = (
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-extensions", "--hide-scrollbars", "--remote-debugging-pipe"),
 )
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # a request elsewhere would fail, and say so
+OFFLINE = (
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # a request elsewhere would fail, and say so
+)
 PATIENCE_SECONDS = 90
 
 
@@ -90,11 +92,17 @@ class Browser:
         self.asked.clear()
         phone = width < 500
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=phone,
         )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=address)
-        self.wait(f"location.href.startsWith({json.dumps(address[:40])}) && document.readyState === 'complete'")
+        self.wait(
+            f"location.href.startsWith({json.dumps(address[:40])}) && document.readyState === 'complete'"
+        )
 
     def wait(self, condition: str) -> None:
         """Poll until an expression is true."""

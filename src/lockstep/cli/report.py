@@ -11,7 +11,7 @@ from lockstep.catalog.run import CATALOG, Run, find
 from lockstep.cli import output
 from lockstep.cli.list import catalog_of
 from lockstep.errors import UsageError
-from lockstep.files import write_atomically
+from lockstep.files import digest_of, write_atomically
 
 FOLDER = ".reports"
 MOST_RUNS = 24  # beyond, neither colours nor columns can be told apart
@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
     except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error.strerror}. Name another with --output") from error
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror}. Name another with --output"
+        ) from error
     output.write_line(str(target))
     if arguments.open == "yes" or (arguments.open == "auto" and _has_display()):
         webbrowser.open(target.as_uri())
@@ -61,8 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _target(named: Path | None, catalog: Path, runs: list[Run]) -> Path:
     """Where the page goes. Never into a run's folder: a file that the seal does not know would break it."""
     if named is None:
-        more = f"-and-{len(runs) - 1}-more" if len(runs) > 1 else ""
-        return catalog / FOLDER / f"{runs[0].run_id}{more}.html"
+        return catalog / FOLDER / f"{_name(runs)}.html"
     target = named.absolute()
     if target.is_dir():
         raise UsageError(f"{named} is a folder: name a file, such as {named / 'report.html'}")
@@ -75,6 +76,12 @@ def _target(named: Path | None, catalog: Path, runs: list[Run]) -> Path:
                 "break it. Name a file elsewhere"
             )
     return target
+
+
+def _name(runs: list[Run]) -> str:
+    """The runs' ids; of more than two the first, and what tells this choice of runs from another."""
+    ids = [each.run_id for each in runs]
+    return "-vs-".join(ids) if len(ids) <= 2 else f"{ids[0]}-and-{len(ids) - 1}-more-{digest_of(ids)[:8]}"
 
 
 def _has_display() -> bool:

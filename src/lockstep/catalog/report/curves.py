@@ -27,7 +27,7 @@ def figure(chart: Chart, names: Sequence[str]) -> Html:
         el("desc", _in_words(chart, names)),
         _axes(across, up, chart),
         _marked(chart, across),
-        [_line(line, across, up, len(names) == 1) for line in chart.lines],
+        [_line(line, across, up, len(names) == 1, chart.form == "count") for line in chart.lines],
         class_="plot",
         role="img",
         aria_label=f"{chart.title} by step",
@@ -110,12 +110,12 @@ def _marked(chart: Chart, across: Scale) -> Html | None:
     return el("g", el("line", x1=x, x2=x, y1="-14", y2="100%"), label, class_="marked")
 
 
-def _line(line: Line, across: Scale, up: Scale, alone: bool) -> list[Html]:
+def _line(line: Line, across: Scale, up: Scale, alone: bool, is_speed: bool) -> list[Html]:
     """The line, broken where a value is absent; its own coordinates, stretched over the whole plot."""
     kind = kind_of(line, alone)
     segments: list[list[str]] = [[]]
     places: list[tuple[float, float]] = []
-    for step, value in _folded(line) if line.split == "steps" else _sampled(line):
+    for step, value in _folded(line, is_speed) if line.split == "steps" else _sampled(line):
         if value is None:
             segments.append([])
             continue
@@ -134,14 +134,17 @@ def _sampled(line: Line) -> list[tuple[float, float | None]]:
     return [(line.steps[index], line.values[index]) for index in sampled(len(line.values), MOST_POINTS)]
 
 
-def _folded(line: Line) -> list[tuple[float, float | None]]:
-    """Means over neighbouring steps, few enough to draw calmly."""
+def _folded(line: Line, is_speed: bool) -> list[tuple[float, float | None]]:
+    """Means over neighbouring steps, few enough to draw calmly; of speeds the harmonic one."""
     width = max(1, -(-len(line.values) // (MOST_POINTS // 2)))
     folded: list[tuple[float, float | None]] = []
     for start in range(0, len(line.values), width):
         known = [value for value in line.values[start : start + width] if value is not None]
         steps = line.steps[start : start + width]
-        folded.append((sum(steps) / len(steps), sum(known) / len(known) if known else None))
+        mean = sum(known) / len(known) if known else None
+        if is_speed and known and min(known) > 0:
+            mean = len(known) / sum(1 / value for value in known)
+        folded.append((sum(steps) / len(steps), mean))
     return folded
 
 

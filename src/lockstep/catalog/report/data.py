@@ -98,7 +98,10 @@ def _lanes(steps: Steps) -> dict[str, Any]:
             {
                 "rank": lane.rank,
                 "ready_last": [short(_mean(lane.last, start, width), 3) for start in starts],
-                **{part: [short(_mean(lane.parts[part], start, width), 4) for start in starts] for part in PARTS},
+                **{
+                    part: [short(_mean(lane.parts[part], start, width), 4) for start in starts]
+                    for part in PARTS
+                },
             }
             for lane in steps.lanes
         ],

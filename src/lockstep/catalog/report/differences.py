@@ -103,4 +103,9 @@ def _row(key: str, values: list[str | None], differs: bool) -> Html:
         )
         for value in values
     ]
-    return el("tr", el("th", sign if differs else None, key, scope="row"), cells, class_="differs" if differs else None)
+    return el(
+        "tr",
+        el("th", sign if differs else None, key, scope="row"),
+        cells,
+        class_="differs" if differs else None,
+    )

@@ -44,7 +44,9 @@ def folder(record: Record) -> Html:
 
 def digests(records: list[Record], names: list[str]) -> Html:
     """On a page outside: every file of each run with its size and SHA-256, as the seal has them."""
-    parts = [_of_run(record, name if len(records) > 1 else "") for record, name in zip(records, names, strict=True)]
+    parts = [
+        _of_run(record, name if len(records) > 1 else "") for record, name in zip(records, names, strict=True)
+    ]
     lead = "As each run's seal recorded them; lockstep verify RUN compares the bytes."
     return section("files", "Files", lead, parts)
 

@@ -23,8 +23,13 @@ from lockstep.catalog.report.values import (
 )
 
 SIGNS = {
-    **{"succeeded": "✓", "evaluated": "✓", "failed": "✕", "killed": "✕"},
-    **{"interrupted": "‖", "open": "○", "unknown": "?"},
+    "succeeded": "✓",
+    "evaluated": "✓",
+    "failed": "✕",
+    "killed": "✕",
+    "interrupted": "‖",
+    "open": "○",
+    "unknown": "?",
 }
 SECTIONS = (
     ("learning", "Learning"),
@@ -128,9 +133,13 @@ def _still_open(record: Record, history: History) -> Html | None:
     """The run writes its own page before its end, so that page cannot know it; one from outside can."""
     if record.state is None and history.outcome in ("open", "evaluated"):
         command = el("code", f"lockstep show {record.run.run_id}")
-        return el("p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside")
+        return el(
+            "p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside"
+        )
     if record.state is not None and record.state.word == "running":
-        return el("p", "The run is going on: the page shows it as it stood when this was written.", class_="aside")
+        return el(
+            "p", "The run is going on: the page shows it as it stood when this was written.", class_="aside"
+        )
     return None
 
 

@@ -3,6 +3,15 @@
 const PARTS = ["data", "compute", "sync", "waiting", "other"];
 const LANE_LEFT = 70;
 
+// The height of a lane: what most steps take; a few slow ones may be cut off.
+function laneTop(data) {
+  const totals = data.ranks.flatMap((rank) => data.last.map((_, index) => PARTS.reduce((sum, part) => sum + rank[part][index], 0)));
+  totals.sort((one, other) => one - other);
+  const most = totals[totals.length - 1] || 1;
+  const usual = totals[Math.floor(0.95 * (totals.length - 1))] || most;
+  return most > 1.6 * usual ? 1.3 * usual : most;
+}
+
 class Lanes {
   constructor(figure, key, data, runs) {
     this.figure = figure;

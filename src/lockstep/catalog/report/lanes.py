@@ -39,7 +39,11 @@ def lanes(steps: Steps, run: int, title: str) -> Html | None:
         el("text", f"{tick:,.0f}", x=percent_of(across.place(tick)), y="14", text_anchor="middle")
         for tick in across.ticks
     ]
-    axis = el("li", el("span", "step", class_="name muted"), el("svg", ticks, class_="lane-axis", aria_hidden="true"))
+    axis = el(
+        "li",
+        el("span", "step", class_="name muted"),
+        el("svg", ticks, class_="lane-axis", aria_hidden="true"),
+    )
     about = f"Each lane is {show_seconds(top)} a step high"
     about += "; what is taller is cut off." if cut else "."
     return el(
@@ -65,7 +69,9 @@ def told(lane: Lane, steps: Steps) -> str:
     sums = {part: sum(lane.parts[part]) for part in PARTS}
     total = sum(sums.values()) or 1.0
     shares = ", ".join(f"{part} {show_percent(value / total)}" for part, value in sums.items() if value)
-    return f"{shares}; last to be ready in {show_percent(lane.steps_last / max(1, steps.steps_read))} of steps"
+    return (
+        f"{shares}; last to be ready in {show_percent(lane.steps_last / max(1, steps.steps_read))} of steps"
+    )
 
 
 def straggler(steps: Steps) -> str:

@@ -61,7 +61,12 @@ def _controls(charts: Sequence[Chart], names: Sequence[str]) -> Html:
     alone = len(names) == 1
     present = {line.split: line for chart in charts for line in chart.lines}
     splits = [
-        el("li", swatch(kind_of(present[split], True) if alone else f"{split} k-ink"), words, data_split=split)
+        el(
+            "li",
+            swatch(kind_of(present[split], True) if alone else f"{split} k-ink"),
+            words,
+            data_split=split,
+        )
         for split, words in WORDS.items()
         if split in present
     ]
@@ -103,7 +108,9 @@ def _tables(record: Record, epochs: Epochs, name: str) -> list[Html]:
     if epochs:
         parts.append(
             _folded_away(
-                f"Figures of every epoch{of}", len(epochs), table("Figures per epoch" + of, EPOCH_COLUMNS, _epochs(epochs))
+                f"Figures of every epoch{of}",
+                len(epochs),
+                table("Figures per epoch" + of, EPOCH_COLUMNS, _epochs(epochs)),
             )
         )
     if len(record.steps):

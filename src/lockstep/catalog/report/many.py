@@ -51,7 +51,11 @@ def header(records: Sequence[Record], histories: Sequence[History]) -> Html:
         el("h1", f"{len(records)} runs compared"),
         el("p", _common(records), class_="lead"),
         _summary(records, histories),
-        el("nav", [el("a", name, href=f"#{anchor}") for anchor, name in anchors], aria_label="Parts of this page"),
+        el(
+            "nav",
+            [el("a", name, href=f"#{anchor}") for anchor, name in anchors],
+            aria_label="Parts of this page",
+        ),
     )
 
 
@@ -76,7 +80,11 @@ def evaluation(records: Sequence[Record], names: Sequence[str]) -> Html:
             for key, show in (("loss", show_decimal), ("accuracy", show_percent))
         ]
         rows.append(el("tr", el("th", name, scope="row"), cells))
-    head = [el("th", f"{split} {key}", scope="col", class_="n") for split in SPLITS for key in ("loss", "accuracy")]
+    head = [
+        el("th", f"{split} {key}", scope="col", class_="n")
+        for split in SPLITS
+        for key in ("loss", "accuracy")
+    ]
     caption = "Loss and accuracy per split"
     whole = el(
         "table",
@@ -100,7 +108,10 @@ def _common(records: Sequence[Record]) -> list[object]:
     words: list[object] = []
     for before, key in (("", "model"), (" on ", "dataset"), (" by ", "strategy")):
         found = list(dict.fromkeys(show_scalar(known(record, key)) for record in records))
-        words += [before, [[" and " if index else None, el("b", each)] for index, each in enumerate(found[:4])]]
+        words += [
+            before,
+            [[" and " if index else None, el("b", each)] for index, each in enumerate(found[:4])],
+        ]
         words += [" and others"] if len(found) > 4 else []
     return words
 
@@ -115,7 +126,11 @@ def _summary(records: Sequence[Record], histories: Sequence[History]) -> Html:
     for index, (record, history) in enumerate(zip(records, histories, strict=True)):
         word, kind = standing(record, history)
         cells = [
-            el("td", _figure(show(column[index]), column[index] is not None and column[index] == most), class_="n")
+            el(
+                "td",
+                _figure(show(column[index]), column[index] is not None and column[index] == most),
+                class_="n",
+            )
             for column, most, (_, _, show, _) in zip(values, best, FIGURES, strict=True)
         ]
         rows.append(
@@ -133,7 +148,11 @@ def _summary(records: Sequence[Record], histories: Sequence[History]) -> Html:
                 el("td", show_scalar(known(record, "strategy"))),
                 el("td", show_count(known(record, "world_size")), class_="n"),
                 cells,
-                el("td", show_moment(moment(created_of(record).get("time"))).removesuffix(" UTC") or DASH, class_="n"),
+                el(
+                    "td",
+                    show_moment(moment(created_of(record).get("time"))).removesuffix(" UTC") or DASH,
+                    class_="n",
+                ),
             )
         )
     titles = [("run", None), ("status", None), ("strategy", None), ("ranks", "n")]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from lockstep import files
 
 LONGEST_TEXT = 20_000  # characters of one recorded text; more would drown the page
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "input"}
 
 
 class Html(str):

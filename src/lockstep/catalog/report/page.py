@@ -14,7 +14,7 @@ from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.ranks import time
 from lockstep.catalog.report.read import Record
 
-SCRIPTS = ("scale.js", "chart.js", "tip.js", "lanes.js", "controls.js", "page.js")
+SCRIPTS = ("scale.js", "view.js", "chart.js", "tip.js", "lanes.js", "controls.js", "page.js")
 
 
 @cache
@@ -53,7 +53,7 @@ def document(records: Sequence[Record]) -> str:
         el("style", style()),
     )
     parts = _one(records[0]) if len(records) == 1 else _several(records, names)
-    body = el("body", _HATCH, parts, data.block(records, names), el("script", script()))
+    body = el("body", HATCH, parts, data.block(records, names), el("script", script()))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
@@ -101,7 +101,7 @@ def _source(content: str) -> str:
 
 
 # The pattern that marks waiting in every bar, so that the parts are told apart without colour.
-_HATCH = el(
+HATCH = el(
     "svg",
     el(
         "defs",

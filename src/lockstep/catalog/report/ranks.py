@@ -64,10 +64,15 @@ def _of_run(record: Record, run: int, name: str, opened: bool) -> list[Html | No
     shown: list[Html | None] = [
         *heading,
         el("ul", bars, class_="bars dense" if len(ranks) > 8 else "bars") if bars else None,
-        (el("details", el("summary", f"Step by step{of}"), drawn, open=opened) if name else drawn) if drawn else None,
+        (el("details", el("summary", f"Step by step{of}"), drawn, open=opened) if name else drawn)
+        if drawn
+        else None,
     ]
     figures = _table(ranks, names, record.steps, of) if ranks else None
-    return [*shown, el("details", el("summary", f"Figures per rank{of}"), figures) if name and figures else figures]
+    return [
+        *shown,
+        el("details", el("summary", f"Figures per rank{of}"), figures) if name and figures else figures,
+    ]
 
 
 def _lead(record: Record) -> str:
@@ -87,7 +92,9 @@ def _waited(record: Record, ranks: list[dict[str, Any]], names: list[str]) -> st
     if len(ranks) <= 1 or share is None or not known:
         return "The seconds of all training steps, by what they were spent on."
     most, name = max(known)
-    all_of_them = f"Ranks waited for each other or exchanged gradients for {show_percent(share)} of their steps"
+    all_of_them = (
+        f"Ranks waited for each other or exchanged gradients for {show_percent(share)} of their steps"
+    )
     return f"{all_of_them}; {name} the longest, {show_percent(most)}."
 
 

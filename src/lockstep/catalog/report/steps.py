@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lockstep.catalog.report.metric_lines import Line, Rank, merged, open_ranks, windows_over
+from lockstep.catalog.report.metric_lines import Line, Rank, Window, merged, open_ranks, windows_over
 from lockstep.catalog.report.values import at, number, whole
 from lockstep.catalog.run import Run
 
@@ -20,6 +20,7 @@ MOST_LANE_VALUES = 40_000  # over all ranks; a page must stay light
 MOST_LANES = 64
 MOST_BYTES = 128 << 20  # of metrics that are read in full: some 350,000 lines, 4 seconds
 WINDOWS = MOST_BUCKETS
+LOOK_BACK = 200  # steps
 CURVES = ("loss", "learning_rate", "grad_norm", "samples_per_second", "waiting")
 PARTS = ("data", "compute", "sync", "waiting", "other")
 
@@ -74,11 +75,15 @@ def read(run: Run, after: int = 0, most_buckets: int = MOST_BUCKETS, whole_only:
         if final <= after:
             return steps
         # From where its lines begin: a run with a parent starts after its parent's step.
-        begin = max(after, min((start for rank in ranks for start in rank.starts if start < final), default=0))
+        begin = max(
+            after, min((start for rank in ranks for start in rank.starts if start < final), default=0)
+        )
         size = sum(rank.size_bytes() for rank in ranks)
         share = 1.0 if after else min(1.0, MOST_BYTES / max(1, size))
         windows = windows_over(begin + 1, final, share, WINDOWS)
         steps.share_read = sum(window.last + 1 - window.first for window in windows) / (final - begin)
+        if after:  # an epoch's line may have come after its last step was read
+            windows = [Window(max(1, begin + 1 - LOOK_BACK), final)]
         width = max(1, math.ceil((final - begin) / most_buckets))
         fold = _Fold(steps, ranks, begin, final, width)
         for step, lines in merged(ranks, windows):
@@ -87,6 +92,8 @@ def read(run: Run, after: int = 0, most_buckets: int = MOST_BUCKETS, whole_only:
             elif begin < step <= final:
                 fold.step(step, lines)
         fold.end()
+        if whole_only:
+            steps.epochs = [epoch for epoch in steps.epochs if epoch.pop("ranks") == len(ranks)]
         return steps
     finally:
         for rank in ranks:
@@ -140,7 +147,7 @@ class _Fold:
         self._share_out(lines)
 
     def _tally(self, name: str, value: float | None) -> None:
-        if value is None or value != value:
+        if value is None or math.isnan(value):
             return
         tally = self.tallies.get(name)
         if tally is None:
@@ -209,7 +216,10 @@ class _Fold:
         steps.steps_read += self.count
         for name, curve in steps.curves.items():
             tally = self.tallies.get(name)
-            curve.mean.append(tally[1] / tally[0] if tally else None)
+            mean = tally[1] / tally[0] if tally else None
+            if tally and name == "samples_per_second":
+                mean = self.samples / self.seconds  # the mean of speeds would favour the short steps
+            curve.mean.append(mean)
             curve.low.append(tally[2] if tally else None)
             curve.high.append(tally[3] if tally else None)
         for lane, sums, taken, was_last in zip(
@@ -223,7 +233,11 @@ class _Fold:
 
 def _epoch(kept: dict[str, Any]) -> dict[str, Any]:
     """An epoch over all ranks' samples, in the shape that the results have."""
-    merged_: dict[str, Any] = {"epoch": kept["epoch"], "step": kept["step"]}
+    merged_: dict[str, Any] = {
+        "epoch": kept["epoch"],
+        "step": kept["step"],
+        "ranks": len(kept["shares"]),
+    }
     seconds = [number(line.get("seconds")) for line in kept["shares"]]
     merged_["seconds"] = max((value for value in seconds if value is not None), default=None)
     for split in ("train", "validation"):

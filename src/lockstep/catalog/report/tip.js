@@ -1,7 +1,8 @@
 // What a chart tells at the cursor, and how pointer and keyboard move it.
 
 // The mean, the least and the most of a line's points from one index to another; null where there are none.
-function fold(line, xs, from, to) {
+// Speeds have a harmonic mean: what they come to over the steps together.
+function fold(line, xs, from, to, isSpeed) {
   let sum = 0;
   let count = 0;
   let low = Infinity;
@@ -9,12 +10,12 @@ function fold(line, xs, from, to) {
   for (let index = from; index < to; index += 1) {
     const value = line.values[index];
     if (value === null) continue;
-    sum += value;
+    sum += isSpeed ? 1 / Math.max(value, 1e-9) : value;
     count += 1;
     low = Math.min(low, line.low ? line.low[index] : value);
     high = Math.max(high, line.high ? line.high[index] : value);
   }
-  return count ? { x: (xs[from] + xs[to - 1]) / 2, mean: sum / count, low, high } : null;
+  return count ? { x: (xs[from] + xs[to - 1]) / 2, mean: isSpeed ? count / sum : sum / count, low, high } : null;
 }
 
 // A disc, or for validation a hollow square: told apart without colour.
@@ -41,7 +42,7 @@ Chart.prototype.words = function words(point) {
 
 Chart.prototype.nameOf = function nameOf(line) {
   const splits = new Set(this.data.lines.map((each) => each.split));
-  const split = splits.size > 1 ? { steps: "step", train: "epoch, train", validation: "epoch, validation" }[line.split] : "";
+  const split = splits.size > 1 ? { steps: "step", train: "train", validation: "validation" }[line.split] : "";
   if (view.alone) return split || this.data.title.toLowerCase();
   return [this.runs[line.run].name, split].filter(Boolean).join(" · ");
 };
