@@ -133,6 +133,9 @@ def check(run: Run, digest: Digest | None = None) -> State:
     if tail == b"?":
         problem = f"does not tell of this {MANIFEST}: one of the two was changed, or the run was not sealed to the end"
         state.findings.append(Finding("events.jsonl", problem))
+        if state.heads:
+            problem = "is not the one that events.jsonl tells of: one of the two was changed"
+            state.findings.append(Finding(MANIFEST, problem))
     elif tail:
         problem = "goes on after the seal with what no attempt wrote: it was added"
         state.findings.append(Finding("events.jsonl", problem))

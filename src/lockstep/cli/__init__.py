@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "one HTML file for one run, or for several side by side",
     "export": "a run as an in-toto statement, OpenLineage events, or in MLflow",
     "ui": "the catalog in a browser, on this machine only: find, compare, watch",
+    "explain": "which run made a file that was found anywhere, and from what",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 

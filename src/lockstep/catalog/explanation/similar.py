@@ -1,0 +1,135 @@
+"""Of which run's file a file is a part, a longer copy, or a changed one."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lockstep.catalog.explanation.holders import Target, run_ids
+from lockstep.catalog.manifest import read_manifest, walk
+from lockstep.catalog.verification import safetensors_file
+from lockstep.files import open_plain
+
+BLOCK = 4096
+SAMPLES = 32  # blocks that are compared before all of a file is
+ALIKE = 0.5  # the share of blocks that must be equal for two files to count as one that was changed
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    run_id: str
+    name: str
+    path: Path
+    size: int
+
+
+def most_similar(catalog: Path, target: Target) -> dict[str, Any] | None:
+    """The run's file that the target was most likely made from, and how they differ; None where none is alike.
+
+    Files of the same name are looked at first, then all of its kind.
+    """
+    every = list(_candidates(catalog, target.path.suffix))
+    named = [each for each in every if each.path.name == target.path.name]
+    for candidates in (named, [each for each in every if each.path.name != target.path.name]):
+        if found := _best(target, candidates):
+            return found
+    return None
+
+
+def _candidates(catalog: Path, suffix: str) -> Iterator[_Candidate]:
+    """Every file of a kind that the runs list, or have where they are not sealed."""
+    for run_id in run_ids(catalog):
+        folder = catalog / run_id
+        manifest, _ = read_manifest(folder)
+        if manifest:
+            sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        else:
+            try:
+                sizes = {name: found.st_size for name, found in walk(folder, {".live"})}
+            except OSError:
+                continue
+        for name, size in sizes.items():
+            if name.endswith(suffix) and ".." not in name.split("/"):
+                yield _Candidate(run_id, name, folder / name, size)
+
+
+def _best(target: Target, candidates: list[_Candidate]) -> dict[str, Any] | None:
+    with open_plain(target.path) as file:
+        head = file.read(BLOCK)
+        best: tuple[float, _Candidate] | None = None
+        for each in candidates:
+            share = _share(file, target.size, head, each)
+            if share >= ALIKE and (best is None or share > best[0]):
+                best = (share, each)
+        if best is None:
+            return None
+        try:
+            return _relation(file, target, best[1])
+        except OSError:
+            return None
+
+
+def _share(file: BinaryIO, size: int, head: bytes, other: _Candidate) -> float:
+    """The share of sampled blocks that are equal where both files have bytes; 0 where they cannot be compared."""
+    common = min(size, other.size)
+    if common == 0:
+        return 0.0
+    try:
+        with open_plain(other.path, depth=2) as second:
+            if common > BLOCK and size != other.size and second.read(BLOCK) != head:
+                return 0.0  # one that was cut or added to begins like the whole
+            blocks = max(1, common // BLOCK)
+            places = sorted({index * blocks // SAMPLES for index in range(SAMPLES)})
+            equal = sum(_block(file, place, common) == _block(second, place, common) for place in places)
+            return (
+                equal / len(places) if common > BLOCK or size == other.size else float(equal == len(places))
+            )
+    except OSError:
+        return 0.0
+
+
+def _block(file: BinaryIO, place: int, end: int) -> bytes:
+    return os.pread(file.fileno(), min(BLOCK, end - place * BLOCK), place * BLOCK)
+
+
+def _relation(file: BinaryIO, target: Target, other: _Candidate) -> dict[str, Any] | None:
+    with open_plain(other.path, depth=2) as second:
+        first, count = _differences(file, second, min(target.size, other.size))
+    small = min(target.size, other.size) <= BLOCK
+    if count and (target.size != other.size or small) and count > min(target.size, other.size) * (1 - ALIKE):
+        return None
+    found: dict[str, Any] = {"run_id": other.run_id, "file": other.name, "bytes": other.size}
+    how = "changed" if target.size == other.size else "cut" if target.size < other.size else "longer"
+    found |= {"how": how, "different_bytes": count, "first_difference": first if count else None}
+    if count and first is not None:
+        found["tensor"] = _tensor(other.path, first)
+    return found
+
+
+def _differences(one: BinaryIO, other: BinaryIO, length: int) -> tuple[int | None, int]:
+    """Where the first difference is, and how many bytes differ."""
+    first, count, place = None, 0, 0
+    one.seek(0)
+    while place < length:
+        size = min(1 << 20, length - place)
+        left, right = one.read(size), other.read(size)
+        if hashlib.sha256(left).digest() != hashlib.sha256(right).digest():
+            places = [
+                index for index, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]
+            ]
+            if places:
+                first = place + places[0] if first is None else first
+                count += len(places)
+        place += size
+    return first, count
+
+
+def _tensor(path: Path, place: int) -> str | None:
+    """The tensor of a safetensors file that a byte belongs to."""
+    try:
+        header = safetensors_file.read_header(path, depth=2)
+    except (OSError, safetensors_file.Broken):
+        return None
+    return next((name for name, each in header.items() if each.start <= place < each.stop), None)
