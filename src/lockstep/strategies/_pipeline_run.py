@@ -1,0 +1,259 @@
+"""Carries out a pipeline schedule: the rows that are proven and drawn, on tensors, over any transport.
+
+A rank does the actions of its row one after another. What it needs from another rank it receives when it needs it,
+what another rank needs it sends at once. Messages of one rank to another arrive in the order in which they were
+sent, and that order is known to both, because both have all rows: a message that comes before its turn is kept.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lockstep.errors import RunFailed
+from lockstep.strategies._loss import correct, summed_loss
+from lockstep.strategies._passes import Passes
+from lockstep.strategies._pipeline_backward import Backward, Pass
+from lockstep.strategies._pipeline_cut import Unit
+from lockstep.strategies._pipeline_schedules import Action, Schedule
+from lockstep.strategies.base import Batch, Outcome, Shard, clock
+from lockstep.transports.base import Label, Pending, Transport
+
+Key = tuple[str, int, int]  # "F": a stage's output, "I": the gradient of its input; stage, micro-batch
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a stage takes: the shape of one row, and the type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+_NOTHING = torch.empty(0)
+
+
+class Mail:
+    """The messages of one pass through a schedule."""
+
+    def __init__(
+        self, schedule: Schedule, transport: Transport, step: int, make: Callable[[str, int, int], Tensor]
+    ) -> None:
+        self._transport, self._step, self._make = transport, step, make
+        self._placement = schedule.placement
+        self._count = schedule.micro_batches
+        self._here: dict[Key, Tensor] = {}
+        self._sending: list[Pending] = []
+        self._coming: dict[int, deque[Key]] = {
+            rank: deque(self._sent_here(row))
+            for rank, row in enumerate(schedule.rows)
+            if rank != transport.rank
+        }
+
+    def _reader(self, key: Key) -> int | None:
+        kind, stage, _ = key
+        stage += 1 if kind == "F" else -1
+        return self._placement[stage] if 0 <= stage < len(self._placement) else None
+
+    def _sent_here(self, row: Sequence[Action]) -> list[Key]:
+        keys = [_product(action) for action in row if action.kind != "W"]
+        return [key for key in keys if self._reader(key) == self._transport.rank]
+
+    def _label(self, key: Key) -> int:
+        name = "activation" if key[0] == "F" else "input gradient"
+        self._transport.label = Label(f"pipeline {name}", key[1], self._step)
+        return key[2]
+
+    def send(self, key: Key, tensor: Tensor) -> None:
+        """To the rank that needs it next; nothing where none does."""
+        reader = self._reader(key)
+        if reader == self._transport.rank:
+            self._here[key] = tensor
+        elif reader is not None:
+            tag = self._label(key)
+            self._sending.append(self._transport.send(tensor.contiguous(), reader, tag))
+
+    def take(self, key: Key) -> Tensor:
+        """What was sent under this key; waits for it."""
+        if key not in self._here:
+            source = self._placement[key[1]]
+            coming = self._coming[source]
+            while key not in self._here:
+                first = coming.popleft()
+                buffer = self._make(*first)
+                tag = self._label(first)
+                self._transport.recv(buffer, source, tag).wait()
+                self._here[first] = buffer
+        return self._here.pop(key)
+
+    def finish(self) -> None:
+        """Return when everything is sent."""
+        for pending in self._sending:
+            pending.wait()
+
+
+def _product(action: Action) -> Key:
+    return ("F" if action.kind == "F" else "I"), action.stage, action.micro_batch
+
+
+class Runner:
+    """One rank's part. ``boundaries`` has what each stage takes; ``seed`` is called before each unit's pass."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        stages: Mapping[int, Sequence[Unit]],
+        boundaries: Sequence[Boundary],
+        schedule_for: Callable[[int], Schedule],
+        passes: Passes,
+        seed: Callable[[int, str], None],
+        split: bool,
+    ) -> None:
+        self.transport, self.stages, self.boundaries = transport, stages, boundaries
+        self.schedule_for, self.passes, self.seed = schedule_for, passes, seed
+        self.last = len(boundaries) - 1
+        self.backward = {
+            number: Backward([part for unit in stage for part in unit.parts], split)
+            for number, stage in stages.items()
+        }
+        self.busy_seconds = 0.0  # of the last step: computing, not waiting
+
+    def train(self, batch: Batch, step: int, micro_batches: int, scale: float) -> Outcome:
+        """Add this batch's gradients to the weights of this rank; the outcome on the rank of the last stage."""
+        rows = len(batch.labels)
+        count = min(micro_batches, rows)
+        pieces = [Shard(number, number + 1, count).rows(rows) for number in range(count)]
+        schedule = self.schedule_for(count)
+        mail = Mail(schedule, self.transport, step, self._room(pieces))
+        made: dict[tuple[int, int], Pass] = {}
+        seen = Outcome(0.0, 0.0)
+        self.busy_seconds = 0.0
+        for action in schedule.rows[self.transport.rank]:
+            place, piece = (action.stage, action.micro_batch), pieces[action.micro_batch]
+            backward = self.backward[action.stage]
+            if action.kind == "F":
+                given = (
+                    batch.features[piece]
+                    if action.stage == 0
+                    else mail.take(("F", action.stage - 1, place[1]))
+                )
+                began = clock()
+                made[place], output = self._forward(*place, given, batch, piece, scale, seen)
+                self.busy_seconds += clock() - began
+                mail.send(("F", *place), output)
+                continue
+            if action.kind == "W":
+                began = clock()
+                backward.of_weights(made.pop(place))
+                self.busy_seconds += clock() - began
+                continue
+            gradient = None if action.stage == self.last else mail.take(("I", action.stage + 1, place[1]))
+            began = clock()
+            (backward.whole if action.kind == "B" else backward.of_input)(made[place], gradient)
+            self.busy_seconds += clock() - began
+            if action.stage > 0:
+                mail.send(("I", *place), made[place].input_gradient)
+            made[place].given = made[place].result = _NOTHING
+            if action.kind == "B":
+                del made[place]
+        mail.finish()
+        return Outcome(seen.loss / batch.samples if batch.samples else 0.0, seen.correct)
+
+    def _forward(
+        self, stage: int, number: int, given: Tensor, batch: Batch, piece: slice, scale: float, seen: Outcome
+    ) -> tuple[Pass, Tensor]:
+        """Through one stage; adds to ``seen`` in the last."""
+        backward = self.backward[stage]
+        if stage > 0 and given.is_floating_point():
+            given.requires_grad_()
+        backward.begin()
+        output = self._through(stage, number, given)
+        if stage < self.last:
+            return backward.end(given, output), output.detach()
+        logits, labels = self.passes.full_precision(output), batch.labels[piece]
+        total = summed_loss(logits, labels)
+        seen.loss += float(total.detach()) * batch.weight
+        with torch.no_grad():
+            seen.correct += correct(logits, labels) * batch.weight
+        return backward.end(given, total * (scale * batch.weight / batch.global_samples)), output.detach()
+
+    def _through(self, stage: int, number: int, value: Tensor) -> Tensor:
+        with self.passes.autocast():
+            for unit in self.stages[stage]:
+                self.seed(number, unit.names[0])
+                value = unit(value)
+        return value
+
+    def predict(self, features: Tensor, step: int, micro_batches: int) -> Tensor | None:
+        """The logits of some rows, on the rank of the last stage; every rank calls it with as many."""
+        rows = len(features)
+        count = min(micro_batches, rows)
+        pieces = [Shard(number, number + 1, count).rows(rows) for number in range(count)]
+        schedule = forward_only(self.schedule_for(count))
+        mail = Mail(schedule, self.transport, step, self._room(pieces))
+        logits: dict[int, Tensor] = {}
+        for action in schedule.rows[self.transport.rank]:
+            stage, number = action.stage, action.micro_batch
+            given = features[pieces[number]] if stage == 0 else mail.take(("F", stage - 1, number))
+            output = self._through(stage, number, given)
+            if stage == self.last:
+                logits[number] = output
+            mail.send(("F", stage, number), output)
+        mail.finish()
+        return torch.cat([logits[number] for number in range(count)]) if logits else None
+
+    def _room(self, pieces: Sequence[slice]) -> Callable[[str, int, int], Tensor]:
+        """Makes the tensor that a message is received into."""
+
+        def room(kind: str, stage: int, number: int) -> Tensor:
+            boundary = self.boundaries[stage + 1 if kind == "F" else stage]
+            piece = pieces[number]
+            return torch.empty(piece.stop - piece.start, *boundary.shape, dtype=boundary.dtype)
+
+        return room
+
+
+def forward_only(schedule: Schedule) -> Schedule:
+    """The forward passes of a schedule, in the order of its rows."""
+    rows = tuple(tuple(action for action in row if action.kind == "F") for row in schedule.rows)
+    return Schedule(schedule.name, schedule.micro_batches, schedule.placement, rows)
+
+
+def boundaries(
+    chain: Sequence[Unit], spans: Sequence[range], features: Tensor, passes: Passes
+) -> list[Boundary]:
+    """What each stage takes, seen on two rows. RunFailed where it is no tensor with a row a sample."""
+    found = []
+    value = features[:2]
+    rows = len(value)
+    with torch.no_grad(), passes.autocast():
+        for span in spans:
+            found.append(Boundary(tuple(value.shape[1:]), value.dtype))
+            for unit in chain[span.start : span.stop]:
+                value = unit(value)
+                if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != rows:
+                    what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise RunFailed(
+                        f"pipeline: {unit.names[-1]} returned {what} for {rows} samples; what goes from one part to "
+                        "the next must be one tensor with a row for every sample"
+                    )
+    return found
+
+
+def sum_among(ranks: Sequence[int], transport: Transport, parameter: Tensor) -> None:
+    """Sum a parameter's gradient over some ranks, in their order, so that all get the same bits."""
+    own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+    others = [rank for rank in ranks if rank != transport.rank]
+    sends = [transport.send(own, rank) for rank in others]
+    parts = {rank: torch.empty_like(own) for rank in others}
+    for rank, part in parts.items():
+        transport.recv(part, rank).wait()
+    for send in sends:
+        send.wait()
+    parts[transport.rank] = own
+    total = parts[ranks[0]].clone()
+    for rank in ranks[1:]:
+        total += parts[rank]
+    parameter.grad = total
