@@ -113,6 +113,8 @@ def test_dropped_activations_are_computed_again_to_the_same_bits(server, tmp_pat
 def test_a_block_whose_activations_are_dropped_runs_twice_in_training_and_once_in_evaluation():
     module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
     assert drop_activations(module) == ["0", "1.1"]  # what holds weights, down to the last Sequential
+    layers = [nn.Flatten(), *(each for _ in range(5) for each in (nn.Linear(4, 4), nn.ReLU()))]
+    assert drop_activations(nn.Sequential(*layers)) == ["0 to 2", "3 to 6", "7 to 10"]
     counted = nn.Sequential(Counted(), nn.Linear(4, 2))
     drop_activations(counted)
     counted(torch.ones(3, 4)).sum().backward()

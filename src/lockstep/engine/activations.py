@@ -4,9 +4,11 @@ Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
 """
 
 import functools
+import itertools
+import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lockstep.errors import RunFailed
@@ -14,11 +16,15 @@ from lockstep.strategies._blocks import blocks
 
 
 def drop_activations(module: nn.Module) -> list[str]:
-    """Let each block of the model drop what it can compute again; the names of the blocks.
+    """Let the model's blocks drop what they can compute again; the names of the blocks.
 
-    The same operations run again in the same order, with the same draws, so no bit of a gradient changes (what a
-    block counts in its forward pass, as BatchNorm does, is counted twice). Names of parameters stay as they are.
+    A plain Sequential of layers, whose layers have nothing inside that could be dropped, is cut into the square root
+    of their number of runs, and each run is a block. The same operations run again in the same order, with the same
+    draws, so no bit of a gradient changes (what a block counts in its forward pass, as BatchNorm does, is counted
+    twice). Names of parameters stay as they are.
     """
+    if type(module) is nn.Sequential and all(not [*child.children()] for child in module):
+        return _in_runs(module)
     found = blocks(module)
     if not found:
         raise RunFailed(
@@ -28,6 +34,26 @@ def drop_activations(module: nn.Module) -> list[str]:
     for part in found.values():
         part.forward = functools.partial(_recomputing, part, part.forward)
     return [*found]
+
+
+def _in_runs(module: nn.Sequential) -> list[str]:
+    weighted = [index for index, child in enumerate(module) if [*child.parameters()]]
+    count = math.isqrt(max(len(weighted) - 1, 0)) + 1  # the square root, rounded up
+    starts = (
+        [weighted[len(weighted) * number // count] if number else 0 for number in range(count)]
+        if weighted
+        else [0]
+    )
+    bounds = [*itertools.pairwise([*starts, len(module)])]
+    runs = [nn.Sequential(*[module[index] for index in range(first, stop)]) for first, stop in bounds]
+
+    def forward(values: Tensor) -> Tensor:
+        for run in runs:
+            values = _recomputing(module, run, values)
+        return values
+
+    module.forward = forward  # type: ignore[method-assign]
+    return [f"{first} to {stop - 1}" for first, stop in bounds]
 
 
 def _recomputing(part: nn.Module, forward: Any, *arguments: Any, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from lockstep.engine.metrics import Metrics, fingerprint, fingerprints, gradient
 from lockstep.engine.optimizers import learning_rate
 from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
+from lockstep.strategies._memory import gradient_bytes, optimizer_bytes, parameter_bytes
 from lockstep.strategies.base import Batch, Outcome, Strategy, clock
 
 
@@ -41,6 +42,7 @@ class Job:
     saved_step: int = -1
     epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, samples
     epoch_began: float = 0.0
+    held: dict[str, int] = field(default_factory=dict)  # bytes by kind, as of the first step
 
 
 def train(job: Job, step: int) -> int:
@@ -76,12 +78,18 @@ def take_step(job: Job, done: int) -> None:
     board.enter("compute")
     outcome = strategy.forward_backward(batch)
     norm = strategy.sync()
+    if not job.held:
+        job.held = {"gradients": gradient_bytes(strategy.module)}
     stop_unless_finite(outcome, norm, done + 1, job.rank)
     due = (done + 1) % job.parameters.training.digest_every == 0
     digests = digests_before_update(strategy, batch) if due else {}
     board.enter("apply")
     strategy.apply()
     ended = clock()
+    if "parameters" not in job.held:
+        job.held |= {
+            "parameters": parameter_bytes(strategy.module), "optimizer": optimizer_bytes(strategy.optimizer)
+        }  # fmt: skip
     samples = batch.samples if strategy.counts else 0
     if not strategy.counts:
         outcome = Outcome(0.0, 0)
@@ -125,7 +133,9 @@ def digests_before_update(strategy: Strategy, batch: Batch) -> dict[str, Any]:
     """
     began = clock()
     name = "gradient_digests" if strategy.reduces_gradients else "own_gradient_digests"
-    features = fingerprint(batch.features) + fingerprint(batch.labels) if batch.weight and strategy.counts else 0
+    features = (
+        fingerprint(batch.features) + fingerprint(batch.labels) if batch.weight and strategy.counts else 0
+    )
     prints = gradient_fingerprints(strategy.module)
     return {"batch_digest": features, name: prints, "digest_seconds": clock() - began}
 
@@ -162,7 +172,12 @@ def end_epoch(job: Job, step: int) -> None:
     trained_rows = -(-job.parameters.training.global_batch_size // ranks)
     shard = job.strategy.shard()
     seen = evaluate(
-        job.strategy.module, features, labels, shard=shard, trained_rows=trained_rows, counted=job.strategy.counts
+        job.strategy.module,
+        features,
+        labels,
+        shard=shard,
+        trained_rows=trained_rows,
+        counted=job.strategy.counts,
     )
     total = job.strategy.total(torch.tensor([seen.loss], dtype=torch.float64)) if len(labels) else None
     if total is not None:

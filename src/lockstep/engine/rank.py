@@ -171,6 +171,7 @@ def work(
         seconds=time.monotonic() - started,
         cpu_seconds=time.process_time(),
         peak_rss_bytes=peak_rss_bytes(),
+        held_bytes=job.held,
     )
     if index == 0 and step >= job.steps and not strategy.sharded:
         export(job, step)
@@ -230,7 +231,10 @@ def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
         raise RunFailed(
             f"model.name: {parameters.model.name} returned {type(module).__name__}, not a torch.nn.Module"
         )
-    module = module.to(PRECISIONS[parameters.training.precision])
+    precision = PRECISIONS[parameters.training.precision]
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(tensor.is_floating_point() and tensor.dtype != precision for tensor in tensors):
+        module = module.to(precision)  # which fake tensors cannot do, and need not where they were made so
     if parameters.model.weights is not None:
         load_weights(module, run.path, parameters.model.weights)
     return module

@@ -66,7 +66,21 @@ def aggregate(run: Run) -> dict[str, Any]:
         "training": training(ranks, parameters),
         "epochs": epochs(ranks, plan["steps_per_epoch"]),
         "ranks": [per_rank(rank) for rank in ranks],
+        "memory": memory(ranks, plan),
     }
+
+
+def memory(ranks: list[RankMetrics], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bytes of each rank by kind: as the plan foretold them, and as they were measured at the first step."""
+    foretold = plan.get("memory", {}).get("ranks", [])
+    return [
+        {
+            "rank": rank.rank,
+            "predicted_bytes": foretold[rank.rank] if rank.rank < len(foretold) else None,
+            "measured_bytes": (rank.ends[-1].get("held_bytes") or None) if rank.ends else None,
+        }
+        for rank in ranks
+    ]
 
 
 def training(ranks: list[RankMetrics], parameters: Parameters) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lockstep.board import Board
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, end_group, supervise
-from lockstep.orchestration import aggregate, inputs, plan, prepare, servers
+from lockstep.orchestration import aggregate, forecast, inputs, plan, prepare, servers
 from lockstep.orchestration.session import Session, current
 from lockstep.parameters import Parameters, from_value
 
@@ -69,6 +69,10 @@ def setup_distributed(
     for warning in decided["warnings"]:
         session.warn(warning)
     session.display.say(plan.in_words(decided))
+    decided["memory"] = forecast.make(session, parameters.distributed.start_method)
+    write_json(session.run.plan, decided)
+    if "ranks" in decided["memory"]:
+        session.display.say(f"a rank needs {forecast.in_words(decided['memory']['ranks'][0])}")
     return int(decided["steps"])
 
 

@@ -118,6 +118,17 @@ class Strategy:
         self.wire_bytes = 0  # of one step, sent by this rank
         self.measured: dict[str, float] = {}  # of the last step: what it alone can tell, for the line of metrics
 
+    @classmethod
+    def share(
+        cls,
+        module: nn.Module,
+        options: dict[str, Any],  # noqa: ARG003 - here and below: for those that divide the model
+        world_size: int,  # noqa: ARG003
+        rank: int,  # noqa: ARG003
+    ) -> dict[str, int]:
+        """How many elements of each parameter a rank holds, for the forecast; ``module`` may be on meta."""
+        return {name: parameter.numel() for name, parameter in module.named_parameters()}
+
     def shard(self) -> Shard:
         """Which slice of each global batch is this rank's: one a rank, unless overridden."""
         return Shard(self.group.rank, self.group.rank + 1, self.group.world_size)
@@ -126,6 +137,10 @@ class Strategy:
         """Take the module in, before the optimizer exists; returns what the forward pass calls."""
         self.module = self.model = module
         return self.model
+
+    def optimized(self) -> nn.Module:
+        """What holds the parameters that the optimizer is made for and updates; asked once, after ``place``."""
+        return self.module
 
     def settle(self, batch: Batch) -> None:
         """Do, before the state is loaded, whatever would else make the first step differ from the later ones."""

@@ -1,0 +1,83 @@
+"""The memory that the ranks will need, asked for before they are started; what cannot fit is refused."""
+
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import LockstepError, RunFailed
+from lockstep.launchers.gather import gather
+from lockstep.orchestration.session import Session
+
+LIMIT_SECONDS = 120.0
+KINDS = ("parameters", "gradients", "optimizer", "activations", "process")
+_WORDS = {"parameters": "weights", "optimizer": "optimizer state"}
+
+
+def make(session: Session, start_method: str) -> dict[str, Any]:
+    """The ``memory`` part of the plan; RunFailed where all ranks together need more than there is."""
+    if start_method == "spawn":
+        # Every process of this method imports torch anew, and the forecast would cost as much as a rank's start.
+        return {"absent": "start_method is spawn"}
+    server = session.ranks_server(start_method)
+    order = {"run": str(session.run.path)}
+    try:
+        found: dict[str, Any] = gather("lockstep.engine.forecast:main", order, 1, LIMIT_SECONDS, server)[0]
+    except LockstepError as error:  # its process was killed, perhaps for want of memory: the ranks will tell
+        return {"absent": str(error)}
+    if "ranks" in found:
+        found["available_bytes"] = available_bytes()
+        refuse_what_cannot_fit(found)
+    return found
+
+
+def refuse_what_cannot_fit(found: dict[str, Any]) -> None:
+    """All ranks stand on this machine."""
+    needed = sum(sum(rank.values()) for rank in found["ranks"])
+    available = found["available_bytes"]
+    if available is None or needed <= available:
+        return
+    largest = max(found["ranks"], key=lambda rank: sum(rank.values()))
+    raise RunFailed(
+        f"the {len(found['ranks'])} ranks need about {in_bytes(needed)} and {in_bytes(available)} are free: "
+        f"{in_words(largest)} for one of them. Try fewer ranks, training.micro_batch_size, "
+        "training.activation_checkpointing=true, a smaller model, or a strategy that shares the weights out "
+        "(distributed.strategy=fsdp)",
+        "out of memory",
+    )
+
+
+def in_words(rank: dict[str, int]) -> str:
+    """One rank's parts, the largest first."""
+    parts = sorted(KINDS, key=lambda kind: -rank[kind])
+    return ", ".join(f"{_WORDS.get(kind, kind)} {in_bytes(rank[kind])}" for kind in parts if rank[kind])
+
+
+def in_bytes(count: float) -> str:
+    """Three digits and a decimal unit: 400 MB."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= 0.9995 * factor:
+            return f"{count / factor:,.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def available_bytes() -> int | None:
+    """What the machine has free, or what is left of this process' control group, whichever is less."""
+    found = []
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    group = next(
+        (line[3:] for line in _text("/proc/self/cgroup").splitlines() if line.startswith("0::")), None
+    )
+    if group is not None:
+        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
+        limit, used = _text(str(folder / "memory.max")).strip(), _text(str(folder / "memory.current")).strip()
+        if limit.isdecimal() and used.isdecimal():
+            found.append(max(int(limit) - int(used), 0))
+    return min(found, default=None)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
