@@ -12,7 +12,7 @@ from lockstep.catalog.manifest import read_manifest, walk
 from lockstep.catalog.verification import safetensors_file
 from lockstep.files import open_plain
 
-BLOCK = 4096
+BLOCK = 4096  # bytes
 SAMPLES = 32  # blocks that are compared before all of a file is
 ALIKE = 0.5  # the share of blocks that must be equal for two files to count as one that was changed
 
@@ -57,10 +57,9 @@ def _candidates(catalog: Path, suffix: str) -> Iterator[_Candidate]:
 
 def _best(target: Target, candidates: list[_Candidate]) -> dict[str, Any] | None:
     with open_plain(target.path) as file:
-        head = file.read(BLOCK)
         best: tuple[float, _Candidate] | None = None
         for each in candidates:
-            share = _share(file, target.size, head, each)
+            share = _share(file, target.size, each)
             if share >= ALIKE and (best is None or share > best[0]):
                 best = (share, each)
         if best is None:
@@ -71,34 +70,33 @@ def _best(target: Target, candidates: list[_Candidate]) -> dict[str, Any] | None
             return None
 
 
-def _share(file: BinaryIO, size: int, head: bytes, other: _Candidate) -> float:
+def _share(file: BinaryIO, size: int, other: _Candidate) -> float:
     """The share of sampled blocks that are equal where both files have bytes; 0 where they cannot be compared."""
     common = min(size, other.size)
-    if common == 0:
+    block = min(BLOCK, max(1, common // SAMPLES))
+    places = sorted({index * (common // block) // SAMPLES for index in range(SAMPLES)})
+    if not common:
         return 0.0
     try:
-        with open_plain(other.path, depth=2) as second:
-            if common > BLOCK and size != other.size and second.read(BLOCK) != head:
-                return 0.0  # one that was cut or added to begins like the whole
-            blocks = max(1, common // BLOCK)
-            places = sorted({index * blocks // SAMPLES for index in range(SAMPLES)})
-            equal = sum(_block(file, place, common) == _block(second, place, common) for place in places)
-            return (
-                equal / len(places) if common > BLOCK or size == other.size else float(equal == len(places))
-            )
+        with open_plain(other.path, other.name.count("/") + 1) as second:
+            equal = 0
+            for count, place in enumerate(places):
+                equal += _block(file, place, block) == _block(second, place, block)
+                if count == 0 and not equal and size != other.size:
+                    return 0.0  # one that was cut or added to begins like the whole
+            return equal / len(places)
     except OSError:
         return 0.0
 
 
-def _block(file: BinaryIO, place: int, end: int) -> bytes:
-    return os.pread(file.fileno(), min(BLOCK, end - place * BLOCK), place * BLOCK)
+def _block(file: BinaryIO, place: int, block: int) -> bytes:
+    return os.pread(file.fileno(), block, place * block)
 
 
 def _relation(file: BinaryIO, target: Target, other: _Candidate) -> dict[str, Any] | None:
-    with open_plain(other.path, depth=2) as second:
+    with open_plain(other.path, other.name.count("/") + 1) as second:
         first, count = _differences(file, second, min(target.size, other.size))
-    small = min(target.size, other.size) <= BLOCK
-    if count and (target.size != other.size or small) and count > min(target.size, other.size) * (1 - ALIKE):
+    if count > min(target.size, other.size) * (1 - ALIKE):
         return None
     found: dict[str, Any] = {"run_id": other.run_id, "file": other.name, "bytes": other.size}
     how = "changed" if target.size == other.size else "cut" if target.size < other.size else "longer"
