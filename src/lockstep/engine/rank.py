@@ -191,7 +191,7 @@ def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: B
     strategy.ema_decay = parameters.training.ema_decay
     refuse_what_it_cannot(strategy, parameters.distributed.strategy.name)
     strategy.settle(batches(0))
-    strategy.optimizer = make_optimizer(parameters.training, strategy.module)
+    strategy.optimizer = make_optimizer(parameters.training, strategy.optimized())
 
 
 def refuse_what_it_cannot(strategy: Strategy, name: str) -> None:

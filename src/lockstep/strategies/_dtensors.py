@@ -4,7 +4,7 @@ torch's DTensor knows its mesh of ranks and how each dimension of the mesh divid
 blocks and offsets. Plain tensors among them are the same on every rank, and rank 0 saves them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -26,43 +26,61 @@ def offsets_of(tensor: DTensor) -> tuple[int, ...]:
     return tuple(offsets)
 
 
-def copies(tensor: Tensor) -> int:
-    """On how many ranks of its mesh each element of a tensor stands; 1 for a plain one."""
-    if not isinstance(tensor, DTensor):
-        return 1
-    count = 1
-    for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
-        count *= size if placement.is_replicate() else 1
-    return count
+def slice_of(tensor: Tensor, rank: int, data: Tensor | None = None) -> Slice | None:
+    """What this rank saves of a tensor, or of ``data`` that is spread like it.
 
-
-def slice_of(tensor: Tensor, rank: int) -> Slice | None:
-    """What this rank saves of a tensor: None where another rank saves the same elements."""
+    None where another rank saves the same elements.
+    """
     if not isinstance(tensor, DTensor):
-        return Slice.whole(tensor) if rank == 0 else None
+        return Slice.whole(tensor if data is None else data) if rank == 0 else None
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None:
         return None
     for at, placement in zip(coordinate, tensor.placements, strict=True):
         if placement.is_replicate() and at:
             return None
-    return Slice(tensor.to_local(), tuple(tensor.shape), offsets_of(tensor))
+    return Slice(tensor.to_local() if data is None else data, tuple(tensor.shape), offsets_of(tensor))
 
 
-def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that an optimizer has state for, by the name that the checkpoint keeps."""
-    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+class Parts:
+    """This rank's parts of a module's parameters as plain parameters, for the optimizer: they share the memory.
+
+    An optimizer that works element by element need not know that there is more of a tensor elsewhere. Given plain
+    ones it can use its fused kernels, not all of which DTensors have, and spares their dispatch at every operation.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.own = {name: nn.Parameter(local(p.detach())) for name, p in self.names.items()}
+
+    def lend(self) -> None:
+        """Before the optimizer's step: the gradients, and the memory where that has moved."""
+        for name, parameter in self.names.items():
+            own, here = self.own[name], local(parameter.detach())
+            if (
+                own.data_ptr() != here.data_ptr()
+            ):  # padded at the first forward pass, where ranks have unequal parts
+                own.data = here
+            own.grad = None if parameter.grad is None else local(parameter.grad)
+
+    def clear(self) -> None:
+        """After it."""
+        for name, parameter in self.names.items():
+            parameter.grad = self.own[name].grad = None
 
 
-def slices(module: nn.Module, optimizer: Optimizer, rank: int) -> Slices:
+def slices(module: nn.Module, parts: Parts, optimizer: Optimizer, rank: int) -> Slices:
     """What this rank adds to a checkpoint."""
-    slots = (
-        (f"{name}/{key}", value)
-        for name, parameter in trained(module)
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    )
-    return {"model": _own(module.state_dict().items(), rank), "optimizer": _own(slots, rank)}
+    moments = {}
+    for name, parameter in parts.names.items():
+        own = parts.own[name]
+        for key, value in optimizer.state.get(own, {}).items():
+            if isinstance(value, Tensor):
+                spread = value.dim() and value.shape == own.shape
+                one = slice_of(parameter, rank, value) if spread else slice_of(value, rank)
+                if one is not None:
+                    moments[f"{name}/{key}"] = one
+    return {"model": _own(module.state_dict().items(), rank), "optimizer": moments}
 
 
 def _own(named: Iterable[tuple[str, Tensor]], rank: int) -> dict[str, Slice]:
@@ -71,7 +89,7 @@ def _own(named: Iterable[tuple[str, Tensor]], rank: int) -> dict[str, Slice]:
 
 
 @torch.no_grad()
-def restore(module: nn.Module, optimizer: Optimizer, stored: Stored) -> None:
+def restore(module: nn.Module, parts: Parts, optimizer: Optimizer, stored: Stored) -> None:
     """Fill in this rank's parts, reading no others. RuntimeError where the checkpoint is of another module."""
     own = module.state_dict()
     saved = set(stored.names("model"))
@@ -87,12 +105,12 @@ def restore(module: nn.Module, optimizer: Optimizer, stored: Stored) -> None:
     for name, tensor in own.items():
         local(tensor).copy_(read_like(stored, "model", name, tensor))
     slots = stored.names("optimizer")
-    for name, parameter in trained(module):
+    for name, parameter in parts.names.items():
         prefix = f"{name}/"
         keys = [key for key in slots if key.startswith(prefix) and "/" not in key.removeprefix(prefix)]
         state = {key.removeprefix(prefix): _slot(stored, key, parameter) for key in keys}
         if state:
-            optimizer.state[parameter] = state
+            optimizer.state[parts.own[name]] = state
 
 
 def read_like(stored: Stored, part: str, name: str, tensor: Tensor) -> Tensor:
@@ -104,14 +122,6 @@ def read_like(stored: Stored, part: str, name: str, tensor: Tensor) -> Tensor:
 
 def _slot(stored: Stored, name: str, parameter: nn.Parameter) -> Tensor:
     """A moment of the optimizer, spread like its parameter; what is of another shape (a count) is not spread."""
-    if not isinstance(parameter, DTensor) or stored.shape("optimizer", name) != tuple(parameter.shape):
-        return stored.read("optimizer", name).to(parameter.device if parameter.dim() else "cpu")
-    block = read_like(stored, "optimizer", name, parameter).to(parameter.to_local().device)
-    return DTensor.from_local(
-        block,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    spread = stored.shape("optimizer", name) == tuple(parameter.shape)
+    value = read_like(stored, "optimizer", name, parameter) if spread else stored.read("optimizer", name)
+    return value.to(local(parameter).device)

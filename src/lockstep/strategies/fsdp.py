@@ -17,7 +17,7 @@ import torch
 import torch._dynamo  # which sharding needs anyway: imported with this file, a fork server does it once for all ranks
 import torch.distributed as dist
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -29,8 +29,8 @@ from torch.distributed.fsdp import (
 
 from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
-from lockstep.strategies import _dtensors
 from lockstep.strategies._blocks import blocks
+from lockstep.strategies._dtensors import Parts, local, restore, slices
 from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
@@ -72,12 +72,18 @@ class Fsdp(Strategy):
         self.exact = param_dtype is None and reduce_dtype is None
         self.wrapped: dict[str, FSDPModule] = {}  # by name, in the order of the blocks; the root has no name
         self.left_to_root: dict[str, str] = {}  # blocks that could not be wrapped, and why
+        self._parts: Parts | None = None
         self._ring_wanted = reduce_scatter == "ring"
         self._ring_transport = transport
         self._ring: RingReduceScatter | None = None
         self._sent: SentBytes | None = None
         self._sent_before = 0
-        self._backward_ended = 0.0
+
+    @classmethod
+    def share(cls, module: nn.Module, options: dict[str, Any], world_size: int, rank: int) -> dict[str, int]:
+        """Equal rows of each parameter; the last ranks have fewer, or none."""
+        size = _group_size(world_size, options["sharding"], options["ranks_per_group"])
+        return {name: _rows(p, size, rank % size) for name, p in module.named_parameters()}
 
     @property
     def gradient_scale(self) -> float:
@@ -86,6 +92,11 @@ class Fsdp(Strategy):
 
     def place(self, module: nn.Module) -> nn.Module:
         """Join the ranks, take rank 0's weights, and keep this rank's share of them."""
+        if scalars := [name for name, parameter in module.named_parameters() if not parameter.dim()]:
+            raise RunFailed(
+                f"fsdp cannot share out {scalars[0]}, which is a single number: make it of shape (1,), or set "
+                "distributed.strategy to another"
+            )
         device = next(module.parameters()).device
         self._join(device)
         if self.param_dtype is torch.float16:
@@ -94,6 +105,7 @@ class Fsdp(Strategy):
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
         self.module = self.model = self._wrap(module, device)
+        self._parts = Parts(self.module)
         if device.type == "cpu":
             self._sent = SentBytes()
         return self.model
@@ -197,7 +209,7 @@ class Fsdp(Strategy):
         assert self.transport is not None
         began = clock()
         shares = [p.grad for p in self.module.parameters() if p.grad is not None]
-        own = [_dtensors.local(share) for share in shares]
+        own = [local(share) for share in shares]
         squares = torch.zeros(1, dtype=torch.float64)
         if full := [share for share in own if share.numel()]:
             squares += float(nn.utils.get_total_norm(full)) ** 2 / (
@@ -210,6 +222,21 @@ class Fsdp(Strategy):
         self.sync_seconds = clock() - began
         self.wire_bytes = self._bytes() - self._sent_before
         return value
+
+    def optimized(self) -> nn.Module:
+        """This rank's shares."""
+        return nn.ParameterList(self._own.own.values())
+
+    @property
+    def _own(self) -> Parts:
+        assert self._parts is not None
+        return self._parts
+
+    def apply(self) -> None:
+        """The optimizer's step on the shares."""
+        self._own.lend()
+        super().apply()
+        self._own.clear()
 
     def _bytes(self) -> int:
         assert self.transport is not None
@@ -228,13 +255,13 @@ class Fsdp(Strategy):
         """This rank's shares; a replica's are given by the first."""
         assert self.optimizer is not None
         self.reshard()
-        return _dtensors.slices(self.module, self.optimizer, self.group.rank)
+        return slices(self.module, self._own, self.optimizer, self.group.rank)
 
     def restore(self, stored: Stored) -> None:
         """Read this rank's shares."""
         assert self.optimizer is not None
         self.reshard()
-        _dtensors.restore(self.module, self.optimizer, stored)
+        restore(self.module, self._own, self.optimizer, stored)
 
     def describe(self) -> dict[str, Any]:
         """What is gathered together, and how large it is."""
@@ -250,7 +277,7 @@ class Fsdp(Strategy):
     def close(self) -> None:
         """Drop the modules before the group, as with DDP."""
         self.model = self.module = nn.Identity()
-        self.wrapped, self.optimizer = {}, None
+        self.wrapped, self.optimizer, self._parts = {}, None, None
         gc.collect()
         if self._sent is not None:
             self._sent.close()
@@ -278,6 +305,14 @@ def _group_size(ranks: int, sharding: str, wanted: int | None) -> int:
             f"{where}: found {wanted} for {ranks} ranks, allowed: {fitting}, which divide them equally"
         )
     return wanted
+
+
+def _rows(parameter: Tensor, size: int, rank: int) -> int:
+    """The elements of a rank's rows, as torch.chunk cuts them."""
+    if not parameter.numel():
+        return 0
+    rows = -(-parameter.shape[0] // size)
+    return max(min(rows, parameter.shape[0] - rank * rows), 0) * (parameter.numel() // parameter.shape[0])
 
 
 def _own_bytes(wrapped: Any) -> int:
