@@ -1,6 +1,7 @@
 """One picture of many ranks: every mean weighted by samples, every repeated step counted once."""
 
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,21 @@ def training(ranks: list[RankMetrics], parameters: Parameters) -> dict[str, Any]
         "samples_per_second": samples / seconds if seconds else None,
         "waiting_share": sum(rank.sum("sync_seconds") for rank in ranks) / total if total else None,
         "attempts": max(len(rank.starts) for rank in ranks),
+        **bubble(ranks),
     }
+
+
+def bubble(ranks: list[RankMetrics]) -> dict[str, Any]:
+    """The share of a step that the ranks of a pipeline wait for each other, beside what it is on paper.
+
+    ``measured`` is the mean over the ranks of each one's median step; nothing for other strategies.
+    """
+    lines = [[line["bubble"] for line in rank.steps.values() if "bubble" in line] for rank in ranks]
+    if not all(lines):
+        return {}
+    medians = [statistics.median(own) for own in lines]
+    paper = ranks[0].starts[-1].get("strategy", {}).get("bubble", {}) if ranks[0].starts else {}
+    return {"bubble": {**paper, "measured": statistics.fmean(medians), "by_rank": medians}}
 
 
 def epochs(ranks: list[RankMetrics], steps_per_epoch: int) -> list[dict[str, Any]]:

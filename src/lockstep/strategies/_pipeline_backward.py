@@ -84,7 +84,8 @@ class Backward:
     def of_weights(self, made: Pass) -> None:
         """The second half. Frees what the forward pass kept."""
         for edge, parameters, gradient in made.weights:
-            _add(parameters, _engine([edge], [gradient], parameters))
+            # One module may stand in another: nodes can be passed twice, and are freed with the edges below.
+            _add(parameters, _engine([edge], [gradient], parameters, keep=True))
         made.weights, made.edges = [], []
 
     def _separable(self, made: Pass) -> list[tuple[GradientEdge, list[nn.Parameter]]]:
