@@ -49,6 +49,7 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
     # A user's own function may read files that this identity knows nothing of, so it is called every time.
     known = store.recall(run.catalog, key) if ours else None
     if known is not None:
+        splits.check_augmentation(known, data.augmentation)
         reading = {name: data.options[name] for name in READING if name in data.options}
         try:
             return _link(run, known | reading)
@@ -61,6 +62,7 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
         identity["files"] = hashlib.sha256(
             "\0".join(source.paths).encode() + source.digests.tobytes()
         ).hexdigest()
+    splits.check_augmentation(describe(source), data.augmentation)
     described = {"identity": digest_of(identity), "made_from": identity}
     description = _write(run, source, data, seed) | described
     store.remember(run.catalog, key, description)

@@ -1,10 +1,13 @@
 """What a dataset returned, held against what training needs, and parted into train, validation and test."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.datasets import Pictures, Source, Tokens
 from lockstep.errors import UsageError
+from lockstep.parameters import Augmentation
 
 SPLITS = ("train", "validation", "test")
 Rows = NDArray[np.intp]
@@ -135,6 +138,25 @@ def check(source: object, name: str) -> None:
         )
     if problems:
         raise UsageError(f"data.name: {name} gave {'; '.join(problems)}. Needed: {NEEDED}")
+
+
+def check_augmentation(about: dict[str, Any], asked: Augmentation) -> None:
+    """Refuse what would do nothing to these samples, or could not be done."""
+    shape, pictures = tuple(about["input_shape"]), about["kind"] == "pictures"
+    if asked.on_pixels and (about["kind"] == "tokens" or len(shape) not in (2, 3)):
+        raise UsageError(
+            f"data.augmentation: found crop_padding {asked.crop_padding} and flip {str(asked.flip).lower()} for "
+            f"samples of shape {shape}, which are no images; allowed: 0 and false"
+        )
+    if asked.crop_scale is not None and not pictures:
+        raise UsageError(
+            f"data.augmentation.crop_scale: found {asked.crop_scale}, allowed only with data.name: image_folder; "
+            "crop_padding is for images that are all of one size"
+        )
+    if asked.crop_scale is not None and asked.crop_scale[0] > asked.crop_scale[1]:
+        raise UsageError(
+            f"data.augmentation.crop_scale: found {asked.crop_scale}, allowed: the smaller one first"
+        )
 
 
 def _token_problems(source: Tokens) -> list[str]:
