@@ -5,15 +5,15 @@ import hashlib
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+import browser
+import sample_metrics
 import sample_run
 from html_page import Page
-from lockstep.catalog.report import render, write
+from lockstep.catalog.report import render, steps, write
 from lockstep.catalog.report.page import style
 
 
@@ -44,14 +44,89 @@ def test_page_holds_the_run_s_figures(tmp_path: Path) -> None:
         assert shown in text, shown
 
 
-def test_every_epoch_answers_to_the_pointer_with_its_values(tmp_path: Path) -> None:
+def test_every_epoch_and_step_is_in_the_page_with_its_exact_value(tmp_path: Path) -> None:
     run = sample_run.build(tmp_path, epochs=12)
+    lines = sample_metrics.write(run, steps=132)
     epochs = json.loads(run.results.read_text())["epochs"]
-    text = Page(render(run)).text
+    page = Page(render(run))
+    loss = {line["split"]: line for line in page.figures["charts"]["loss"]["lines"]}
+    mean = [sum(line["loss"] for line in of_step) / 2 for of_step in zip(*lines, strict=True)]
+    assert loss["steps"]["values"] == pytest.approx(mean, rel=1e-8)
+    assert page.figures["runs"][0]["first"] == list(range(1, 133))
+    for split in ("train", "validation"):
+        assert loss[split]["values"] == pytest.approx([epoch[split]["loss"] for epoch in epochs], rel=1e-8)
+        assert loss[split]["steps"] == [epoch["step"] for epoch in epochs]
     for epoch in epochs:
-        loss, accuracy = epoch["train"]["loss"], epoch["validation"]["accuracy"]
-        assert f"epoch {epoch['epoch']} train {loss:#.4g}" in text
-        assert f"validation {accuracy:.1%}" in text
+        assert f"{epoch['train']['loss']:#.4g} {epoch['train']['accuracy']:.1%}" in page.text
+    assert f"131 {mean[130]:#.4g}" in page.text, "without script the table tells a step's values"
+
+
+def test_curves_and_lanes_are_drawn_without_script(tmp_path: Path) -> None:
+    run = sample_run.build(tmp_path, ranks=3)
+    sample_metrics.write(run, steps=330)
+    page = Page(render(run))
+    charts = [attributes["data-chart"] for tag, attributes in page.elements if attributes.get("data-chart")]
+    quantities = ("loss", "accuracy", "grad_norm", "learning_rate", "samples_per_second", "waiting")
+    assert sorted(filter(None, charts)) == sorted(quantities)
+    drawn = [(tag, attributes.get("class") or "") for tag, attributes in page.elements]
+    assert sum(tag == "polyline" and kind.startswith("line") for tag, kind in drawn) == 3 + 2 + 4
+    assert sum(tag == "svg" and kind == "lane" for tag, kind in drawn) == 3
+    assert {kind for tag, kind in drawn if tag == "polygon"} >= {"part data", "part compute", "part waiting"}
+
+
+@pytest.mark.parametrize("straggler", [None, 0, 2])
+def test_straggler_is_named(tmp_path: Path, straggler: int | None) -> None:
+    run = sample_run.build(tmp_path, ranks=3)
+    sample_metrics.write(run, steps=330, straggler=straggler)
+    text = Page(render(run)).text
+    if straggler is None:
+        assert "No rank stands out as a straggler" in text
+    else:
+        assert f"Rank {straggler} is the straggler: the last to be ready in 100.0% of the steps" in text
+        assert "No rank stands out" not in text
+
+
+def test_step_that_was_repeated_after_a_crash_counts_once(tmp_path: Path) -> None:
+    run = sample_run.build(tmp_path)
+    sample_metrics.write(run, steps=100)
+    again = sample_metrics.write(run, steps=120, first=81, attempt=2, loss=7.0)
+    loss = Page(render(run)).figures["charts"]["loss"]["lines"][0]["values"]
+    assert len(loss) == 120
+    assert loss[80:] == pytest.approx([line["loss"] for line in again[0]])
+    assert max(loss[:80]) < 7
+
+
+def test_long_run_is_a_small_page_that_keeps_every_spike(tmp_path: Path) -> None:
+    run = sample_run.build(tmp_path)
+    sample_metrics.write(run, steps=12_000, spikes={9_345: 99.0})
+    markup = render(run)
+    page = Page(markup)
+    assert len(markup) < 1_500_000
+    steps = page.figures["runs"][0]
+    place = next(index for index, last in enumerate(steps["last"]) if last >= 9_345)
+    line = next(line for line in page.figures["charts"]["loss"]["lines"] if line["split"] == "steps")
+    assert line["high"][place] == 99
+    assert steps["first"][place] <= 9_345
+    assert max(line["high"]) == 99
+    assert max(high for index, high in enumerate(line["high"]) if index != place) < 5
+    assert "were read, spread evenly" not in page.text
+
+
+def test_metrics_too_large_to_be_read_in_full_are_read_evenly_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sample_run.build(tmp_path)
+    sample_metrics.write(run, steps=12_000)
+    monkeypatch.setattr(steps, "MOST_BYTES", 1 << 19)
+    page = Page(render(run))
+    told = re.search(r"of 12,000 steps ([\d,]+) were read, spread evenly", page.text)
+    assert told is not None
+    assert 500 < int(told[1].replace(",", "")) < 6_000
+    line = page.figures["runs"][0]
+    assert line["last"][-1] == 12_000
+    assert len(line["last"]) > 1000
+    exact = json.loads(run.metrics_file(0).read_text().splitlines()[1])["step_seconds"] * 12_000
+    assert line["seconds"][-1] == pytest.approx(exact, rel=0.15), "time stands for the steps not read as well"
 
 
 @pytest.mark.parametrize("classes", [2, 10, 25, 26, 100])
@@ -110,12 +185,15 @@ def test_attempts_are_told_apart(tmp_path: Path) -> None:
     assert "interrupted: SIGINT" not in text
 
 
-def test_page_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
+def test_page_asks_for_nothing_and_runs_nothing_but_its_own_script(tmp_path: Path) -> None:
     run = sample_run.build(tmp_path, ranks=4)
     page = Page(write(run).read_text())
-    assert not {"script", "img", "iframe", "object", "embed", "base", "form"} & {
-        tag for tag, _ in page.elements
-    }
+    assert not {"img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
+    data, own = (text for _, text in page.scripts)
+    assert json.loads(data)
+    assert not re.search(
+        r"\bfetch\b|XMLHttpRequest|WebSocket|EventSource|sendBeacon|import\(|innerHTML|eval\(", own
+    )
     for tag, attributes in page.elements:
         assert "style" not in attributes, tag
         assert "src" not in attributes, tag
@@ -128,17 +206,23 @@ def test_page_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert re.findall(r"url\(([^)]*)\)|@import", styles[0]) == ["#hatch"]
 
 
-def test_policy_names_the_digest_of_the_one_style(tmp_path: Path) -> None:
+def test_policy_names_the_digests_of_the_one_style_and_the_one_script(tmp_path: Path) -> None:
     markup = render(sample_run.build(tmp_path))
+    page = Page(markup)
     (style,) = re.findall(r"<style>(.*?)</style>", markup, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    (script,) = (text for attributes, text in page.scripts if "type" not in attributes)
+    style_digest, script_digest = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
+    )
     (policy,) = (
         attributes["content"]
-        for _, attributes in Page(markup).elements
+        for _, attributes in page.elements
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy is not None
-    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+    assert policy.startswith(
+        f"default-src 'none'; style-src 'sha256-{style_digest}'; script-src 'sha256-{script_digest}';"
+    )
     assert "unsafe" not in policy
 
 
@@ -150,7 +234,7 @@ def test_absent_values_are_shown_as_a_dash(tmp_path: Path) -> None:
     results["ranks"][0]["peak_rss_bytes"] = None
     sample_run.dump(run.results, results)
     text = Page(render(run)).text
-    assert "epoch 4 train –" in text
+    assert re.search(r"\b4 44 \S+ ms 0.001000 – ", text), "the table has a dash for the loss of epoch 4"
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert "None" not in text
 
@@ -196,46 +280,42 @@ def test_text_and_lines_stand_out_in_both_schemes(scheme: str) -> None:
     colours = dict(re.findall(r"--([\w-]+): #([0-9a-f]+)", light if scheme == "light" else light + dark))
     texts = [(ink, paper) for ink in ("ink", "quiet", "link") for paper in ("paper", "raised")]
     texts += [(ink, "paper") for ink in ("good", "bad", "hold")]
-    texts += [("on-data", "data"), ("on-part", "compute"), ("on-part", "waiting"), ("on-part", "other")]
+    texts += [
+        ("on-data", "data"),
+        ("on-part", "compute"),
+        ("on-part", "waiting"),
+        ("on-part", "other"),
+        ("on-part", "sync"),
+    ]
     for hue in "rw":
         texts += [("c-low", f"{hue}{level}") for level in (1, 2, 3)]
         texts += [("c-mid", f"{hue}4"), ("c-high", f"{hue}5"), ("c-high", f"{hue}6")]
     for ink, paper in texts:
         assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
-    for line in ("train", "validation", "data", "compute", "waiting", "other"):
+    runs = [f"run{index}" for index in range(8)]
+    for line in ("train", "validation", "data", "compute", "sync", "waiting", "other", "edge", *runs):
         assert contrast(colours[line], colours["paper"]) >= 3, line
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def opened(page: Path, profile: Path) -> tuple[Page, list[str]]:
-    """The page as Chromium holds it, offline, and what its console said."""
-    options = (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"),
-        *(
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ),
-        "--host-resolver-rules=MAP * ~NOTFOUND",  # no name resolves: a request would fail, and say so
-        f"--user-data-dir={profile}",
-        *("--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=2000", "--dump-dom"),
-    )
-    command = [str(CHROMIUM), *options, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Page(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_chromium_shows_the_figures_offline_and_logs_no_error(tmp_path: Path) -> None:
-    report = write(sample_run.build(tmp_path / "catalog", ranks=4))
-    page, said = opened(report, tmp_path / "profile")
-    for shown in (report.parent.name, "20,219", "0.08740", "trained and evaluated", "rank 3", "hidden_sizes"):
-        assert shown in page.text
-    assert said == []
-    report.write_text(report.read_text().replace("<main>", '<main style="color: red">'))
-    _, said = opened(report, tmp_path / "other profile")
-    assert any("Content Security Policy" in line for line in said), "the policy is not in force, or not heard"
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_chromium_shows_the_figures_offline_and_the_policy_is_in_force(tmp_path: Path) -> None:
+    run = sample_run.build(tmp_path / "catalog", ranks=4)
+    sample_metrics.write(run, steps=330)
+    report = write(run)
+    with browser.started() as tab:
+        tab.open(report.as_uri())
+        text = tab.evaluate("document.body.innerText")
+        for shown in (run.run_id, "20,219", "0.08740", "trained and evaluated", "rank 3", "hidden_sizes"):
+            assert shown in text
+        assert tab.evaluate("document.querySelectorAll('.stage[role=slider]').length") == 7
+        tab.evaluate("document.querySelector('.stage').focus()")
+        tab.key("ArrowRight")
+        told = tab.evaluate("document.activeElement.getAttribute('aria-valuetext')")
+        assert re.match(r"step 1: step \d", told), told
+        assert tab.said == []
+        assert [address for address in tab.asked if not address.startswith("data:")] == [report.as_uri()]
+        hostile = '<main style="color: red"><script>document.title = "broken"</script>'
+        report.write_text(report.read_text().replace("<main>", hostile))
+        tab.open(report.as_uri())
+        assert len([line for line in tab.said if "Content Security Policy" in line]) == 2, tab.said
+        assert tab.evaluate("document.title") != "broken"

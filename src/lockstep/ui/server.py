@@ -141,9 +141,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         asked = getattr(self, "headers", None)  # there are none where the request was no HTTP
-        unchanged = (
-            bool(asked) and "ETag" in answer.headers and asked["If-None-Match"] == answer.headers["ETag"]
-        )
+        tag = answer.headers.get("ETag")
+        unchanged = tag is not None and asked is not None and asked["If-None-Match"] == tag
         body = b"" if unchanged else answer.body
         self.send_response(HTTPStatus.NOT_MODIFIED if unchanged else answer.status)
         told = {"Cache-Control": "no-store", "Content-Security-Policy": NOTHING, **HEADERS, **answer.headers}

@@ -20,12 +20,14 @@ from lockstep.catalog.report.values import whole
 from lockstep.catalog.run import Run
 
 BLOCK_BYTES = 1 << 20
+PROBE_BYTES = 1 << 14  # of one look of a bisection: a few dozen usual lines
 LONGEST_LINE = 1 << 20  # bytes; digests of many tensors make long lines, this is far above them
 MOST_FILES = 4096
 END = 1 << 62
 _NAME = re.compile(r"rank-(\d{1,6})(?:\.attempt-(\d{1,6}))?\.jsonl")
 _STEP = re.compile(rb'"step": ?(\d{1,15})[,}]')
 Line = dict[str, Any]
+_decoded = json.JSONDecoder().decode
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,10 @@ def _start(descriptor: int) -> int:
 def _from(descriptor: int, step: int) -> Iterator[Line]:
     """The objects of a file's whole lines, from the first that may hold a step."""
     offset, rest, lost = _offset_of(descriptor, step) if step > 1 else 0, b"", False
-    while block := os.pread(descriptor, BLOCK_BYTES, offset):
+    wanted = 4 * PROBE_BYTES  # a window is short: little is read first, and more each time
+    while block := os.pread(descriptor, wanted, offset):
         offset += len(block)
+        wanted = min(BLOCK_BYTES, 2 * wanted)
         *texts, rest = (rest + block).split(b"\n")
         if lost and texts:
             texts, lost = texts[1:], False  # the end of a line that was too long
@@ -188,9 +192,9 @@ def _from(descriptor: int, step: int) -> Iterator[Line]:
 def _offset_of(descriptor: int, step: int) -> int:
     """Where a line begins, at or before the first line of a step; bisection over a file sorted by step."""
     low, high = 0, os.fstat(descriptor).st_size
-    while high - low > BLOCK_BYTES // 16:
+    while high - low > PROBE_BYTES:
         middle = (low + high) // 2
-        content = os.pread(descriptor, BLOCK_BYTES // 16, middle)
+        content = os.pread(descriptor, PROBE_BYTES, middle)
         begin = content.find(b"\n") + 1
         found = _STEP.search(content, begin) if begin else None
         if found is None or int(found[1]) >= step:
@@ -208,7 +212,7 @@ def _step_of(text: bytes) -> int | None:
 def _parsed(text: bytes) -> Line | None:
     """A line's object with a usable step; else None."""
     try:
-        line = json.loads(text)
+        line = _decoded(text.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict):

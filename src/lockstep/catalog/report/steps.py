@@ -11,14 +11,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lockstep.catalog.report.epoch_lines import together
 from lockstep.catalog.report.metric_lines import Line, Rank, Window, merged, open_ranks, windows_over
-from lockstep.catalog.report.values import at, number, whole
+from lockstep.catalog.report.values import LARGEST, number, whole
 from lockstep.catalog.run import Run
 
 MOST_BUCKETS = 1500
 MOST_LANE_VALUES = 40_000  # over all ranks; a page must stay light
 MOST_LANES = 64
-MOST_BYTES = 128 << 20  # of metrics that are read in full: some 350,000 lines, 4 seconds
+MOST_BYTES = 96 << 20  # of metrics that are read in full: some 270,000 lines, 3 seconds
 WINDOWS = MOST_BUCKETS
 LOOK_BACK = 200  # steps
 CURVES = ("loss", "learning_rate", "grad_norm", "samples_per_second", "waiting")
@@ -100,6 +101,22 @@ def read(run: Run, after: int = 0, most_buckets: int = MOST_BUCKETS, whole_only:
             rank.close()
 
 
+Measured = tuple[float, float, float, float, float, float]
+
+
+def _measured(line: Line) -> Measured:
+    """Samples, loss (NaN where there is none), and seconds: of the step, in sync, for data, computing."""
+    get = line.get
+    found = [
+        value if type(value) is float and 0.0 <= value < LARGEST else max(0.0, number(value) or 0.0)
+        for value in (get("step_seconds"), get("sync_seconds"), get("data_seconds"), get("compute_seconds"))
+    ]
+    loss = number(get("loss"))
+    samples = max(0.0, number(get("samples")) or 0.0)
+    seconds, sync, data, compute = found
+    return samples, math.nan if loss is None else loss, seconds, sync, data, compute
+
+
 class _Fold:
     """Takes steps in their order and fills buckets."""
 
@@ -126,15 +143,15 @@ class _Fold:
             self.bucket = bucket
         self.count += 1
         weight = total = longest = spent = waited = 0.0
-        for line in lines:
-            if line is None:
+        measured = [None if line is None else _measured(line) for line in lines]
+        for numbers in measured:
+            if numbers is None:
                 continue
-            samples, loss = number(line.get("samples")) or 0.0, number(line.get("loss"))
+            samples, loss, seconds, sync, _, _ = numbers
             weight += samples
-            total = total + samples * loss if loss is not None else math.nan
-            seconds = max(0.0, number(line.get("step_seconds")) or 0.0)
+            total += samples * loss  # NaN where one is not known
             spent += seconds
-            waited += max(0.0, number(line.get("sync_seconds")) or 0.0)
+            waited += sync
             longest = max(longest, seconds)
         self.seconds += longest
         self.samples += weight
@@ -144,7 +161,7 @@ class _Fold:
         self._tally("grad_norm", number(leader.get("grad_norm")))
         self._tally("samples_per_second", weight / longest if longest else None)
         self._tally("waiting", min(1.0, waited / spent) if spent and len(lines) > 1 else None)
-        self._share_out(lines)
+        self._share_out(measured[: len(self.lanes)])
 
     def _tally(self, name: str, value: float | None) -> None:
         if value is None or math.isnan(value):
@@ -160,20 +177,16 @@ class _Fold:
         elif value > tally[3]:
             tally[3] = value
 
-    def _share_out(self, lines: list[Line | None]) -> None:
+    def _share_out(self, measured: list[Measured | None]) -> None:
         """Each rank's time by part, and who was ready last."""
+        exchange = min((numbers[3] for numbers in measured if numbers is not None), default=0.0)
         ready: list[tuple[float, int]] = []
-        syncs: list[float] = []
-        for index, line in enumerate(lines[: len(self.lanes)]):
-            if line is not None:
-                sync = max(0.0, number(line.get("sync_seconds")) or 0.0)
-                syncs.append(sync)
-                ready.append((max(0.0, (number(line.get("step_seconds")) or 0.0) - sync), index))
-        exchange = min(syncs)
-        for (own, index), sync in zip(ready, syncs, strict=True):
-            line = lines[index] or {}
-            data = max(0.0, number(line.get("data_seconds")) or 0.0)
-            compute = max(0.0, number(line.get("compute_seconds")) or 0.0)
+        for index, numbers in enumerate(measured):
+            if numbers is None:
+                continue
+            _, _, seconds, sync, data, compute = numbers
+            own = max(0.0, seconds - sync)
+            ready.append((own, index))
             sums = self.rank_parts[index]
             sums[0] += data
             sums[1] += compute
@@ -201,7 +214,7 @@ class _Fold:
     def end(self) -> None:
         """Close the bucket that is open."""
         steps = self.steps
-        steps.epochs = [_epoch(kept) for _, kept in sorted(self.epochs.items())]
+        steps.epochs = [together(kept) for _, kept in sorted(self.epochs.items())]
         steps.lanes = self.lanes
         if not self.count:
             return
@@ -229,23 +242,3 @@ class _Fold:
                 lane.parts[part].append(value / taken if taken else 0.0)
             lane.last.append(was_last / self.count)
         self._clear()
-
-
-def _epoch(kept: dict[str, Any]) -> dict[str, Any]:
-    """An epoch over all ranks' samples, in the shape that the results have."""
-    merged_: dict[str, Any] = {
-        "epoch": kept["epoch"],
-        "step": kept["step"],
-        "ranks": len(kept["shares"]),
-    }
-    seconds = [number(line.get("seconds")) for line in kept["shares"]]
-    merged_["seconds"] = max((value for value in seconds if value is not None), default=None)
-    for split in ("train", "validation"):
-        shares = [(number(at(line, split, "samples")) or 0.0, line) for line in kept["shares"]]
-        samples = sum(weight for weight, _ in shares)
-        merged_[split] = {"samples": samples} if samples else None
-        for key in ("loss", "accuracy") if samples else ():
-            values = [(weight, number(at(line, split, key))) for weight, line in shares if weight]
-            known = [weight * value for weight, value in values if value is not None]
-            merged_[split][key] = sum(known) / samples if len(known) == len(values) else None
-    return merged_
