@@ -27,6 +27,8 @@ class Faulty(nn.Module):
                 os._exit(7)
             if self.kind == "nan":
                 return self.net(x) * float("nan")
+            if self.kind == "allocate":
+                torch.empty(10**15)
             if self.kind == "hang":
                 time.sleep(600)
             if self.kind == "drift":

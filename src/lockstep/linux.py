@@ -90,3 +90,15 @@ def is_locked(path: Path) -> bool:
 def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> int:
+    """The NVIDIA GPUs that this process may use, without a library and without waking one."""
+    present = sum(1 for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    chosen = [word.strip() for word in visible.split(",") if word.strip()]
+    if "-1" in chosen:  # which hides all that follow
+        chosen = chosen[: chosen.index("-1")]
+    return min(present, len(chosen))

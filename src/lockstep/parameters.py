@@ -74,8 +74,14 @@ class Training(Section):
     schedule: Choice
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     micro_batch_size: Count | None = None  # samples in one pass of a rank; null: its whole share
-    precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"  # the last two: passes only, weights stay fp32
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of a moving average of the weights; null: none
+    precision: Literal["fp32", "fp64", "bf16", "fp16"] = (
+        "fp32"  # the last two: passes only, weights stay fp32
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # of a moving average of the weights; null: none
+    )
+    channels_last: bool = False  # images and their weights with the channels innermost
+    tf32: bool = False  # on a GPU: faster products of fp32, with 10 bits where there were 23
     activation_checkpointing: bool = False  # blocks compute their activations again in the backward pass
     compile: bool = False  # torch.compile, which takes a while before the first step
     digest_every: Count = 50  # steps between fingerprints of the weights
@@ -88,7 +94,8 @@ class Distributed(Section):
     strategy: Choice
     launcher: Literal["spawn"] = "spawn"
     start_method: Literal["forkserver", "spawn"] = "forkserver"
-    backend: Literal["gloo"] = "gloo"
+    device: Literal["cpu", "cuda", "auto"] = "cpu"  # auto: cuda where there is a GPU for each rank
+    backend: Literal["gloo"] = "gloo"  # between processors; between GPUs it is NCCL
     threads_per_rank: Annotated[int, Field(ge=1, le=1024)] | None = None  # null: cores / ranks
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 

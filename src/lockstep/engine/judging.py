@@ -71,12 +71,14 @@ def evaluate(
         for start in range(rows.start, rows.start + longest, at_once)
     ]
     training = module.training
+    device = next((parameter.device for parameter in module.parameters()), labels.device)
     module.eval()
     seen = Seen()
     for number, span in enumerate(spans):
         counts = bool(len(span)) and counted
         chosen = span if len(span) else torch.zeros(1, dtype=torch.int64)
-        inputs, truth = features.take(chosen), labels.index_select(0, chosen).long()
+        inputs = features.take(chosen).to(device)
+        truth = labels.index_select(0, chosen).long().to(device)
         for soon in spans[number + 1 : number + 1 + features.ahead]:
             features.expect(soon, None)
         logits = module(inputs)

@@ -21,6 +21,7 @@ from lockstep.catalog.run import Run
 from lockstep.engine import lazy_dynamo
 from lockstep.engine.activations import drop_activations
 from lockstep.engine.batches import Batches
+from lockstep.engine.device import HOST, OnDevice, choose, exhaustion_in_words, peak_bytes, placed
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import open_splits
 from lockstep.engine.fitting import check_model, load_weights
@@ -130,10 +131,11 @@ def work(
     strategy: Strategy = plugins.load("strategies", options.strategy.name)(group, **options.strategy.options)
     precision = PRECISIONS[parameters.training.precision]
     splits = open_splits(run.data, ("train", "validation"), parameters, precision)
-    batches = Batches(
-        *splits["train"], parameters.seed, parameters.training.global_batch_size, strategy.shard()
-    )
-    build_model(run, parameters, strategy, batches)
+    training, device = parameters.training, choose(plan, index, parameters.training)
+    batches = Batches(*splits["train"], parameters.seed, training.global_batch_size, strategy.shard())
+    if device != HOST or training.channels_last:
+        batches = OnDevice(batches, device, training.channels_last)
+    build_model(run, parameters, strategy, batches, device)
     job = Job(
         run=run,
         parameters=parameters,
@@ -162,7 +164,8 @@ def work(
         strategy=strategy.describe(),
         parameter_digests=fingerprints(strategy.module),
     )
-    step = train(job, step)
+    with exhaustion_in_words(f"on rank {index}"):
+        step = train(job, step)
     strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns
     job.watch.finish()
     metrics.write(
@@ -172,6 +175,7 @@ def work(
         cpu_seconds=time.process_time(),
         peak_rss_bytes=peak_rss_bytes(),
         held_bytes=job.held,
+        peak_device_bytes=peak_bytes(device),
     )
     if index == 0 and step >= job.steps and not strategy.sharded:
         export(job, step)
@@ -180,9 +184,12 @@ def work(
     strategy.close()
 
 
-def build_model(run: Run, parameters: Parameters, strategy: Strategy, batches: Batches) -> None:
+def build_model(
+    run: Run, parameters: Parameters, strategy: Strategy, batches: Batches, device: torch.device = HOST
+) -> None:
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
-    module = make_module(run, parameters)
+    module = placed(make_module(run, parameters), device, parameters.training)
+    strategy.passes.device = device.type
     check_model(module, batches(0), parameters)
     prepare_module(module, parameters.training)
     strategy.place(module)

@@ -8,7 +8,7 @@ from lockstep.launchers.gather import gather
 from lockstep.orchestration.session import Session
 
 LIMIT_SECONDS = 120.0
-KINDS = ("parameters", "gradients", "optimizer", "activations", "process")
+KINDS = ("parameters", "gradients", "optimizer", "activations")
 _WORDS = {"parameters": "weights", "optimizer": "optimizer state"}
 
 

@@ -9,8 +9,10 @@ from lockstep.catalog import events
 from lockstep.catalog.run import Run
 from lockstep.errors import RunFailed
 from lockstep.files import read_json
-from lockstep.linux import cores
+from lockstep.linux import cores, gpus
 from lockstep.parameters import Parameters
+
+ON_GPUS = ("single", "ddp", "fsdp")
 
 
 def make(run: Run, parameters: Parameters) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
         "world_size": ranks,
         "threads_per_rank": threads,
         "cores": available,
-        "device": "cpu",
+        "device": device(parameters),
         "strategy": {"name": strategy.name, **strategy.options},
         # Processes beside the ranks: a strategy that has some has an option of this name.
         "servers": strategy.options.get("servers", 0),
@@ -48,6 +50,27 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
         "splits": splits,
         "warnings": warnings(parameters, splits, threads, available) + other_data(run, data),
     }
+
+
+def device(parameters: Parameters) -> str:
+    """cpu or cuda, for all ranks. RunFailed where there are not as many GPUs as ranks, or nothing to do with them."""
+    options, found = parameters.distributed, gpus()
+    if options.device == "cpu":
+        return "cpu"
+    able = options.strategy.name in ON_GPUS or ":" in options.strategy.name
+    if found >= options.world_size and able:
+        return "cuda"
+    if options.device == "auto":
+        return "cpu"
+    if not able:
+        raise RunFailed(
+            f"distributed.device is cuda, but {options.strategy.name} moves bytes between processors; allowed with "
+            f"it: cpu, auto; on GPUs: {', '.join(ON_GPUS)}"
+        )
+    raise RunFailed(
+        f"distributed.device is cuda with {options.world_size} ranks, one GPU each, and {found} GPUs are to be seen "
+        "here (CUDA_VISIBLE_DEVICES counts); allowed: fewer ranks, or device: cpu or auto"
+    )
 
 
 def warnings(parameters: Parameters, splits: dict[str, int], threads: int, available: int) -> list[str]:

@@ -116,7 +116,9 @@ class Strategy:
         self.draws: tuple[int, int] = (0, 0)  # (seed, step): what random draws of the next pass are keyed by
         self.sync_seconds = 0.0  # of the last step: spent with no gradient of its own left to compute
         self.wire_bytes = 0  # of one step, sent by this rank
-        self.measured: dict[str, float] = {}  # of the last step: what it alone can tell, for the line of metrics
+        self.measured: dict[
+            str, float
+        ] = {}  # of the last step: what it alone can tell, for the line of metrics
 
     @classmethod
     def share(
@@ -167,7 +169,10 @@ class Strategy:
 
     def seed_draws(self, kind: str, number: int) -> None:
         """No generator state is saved: what the forward pass draws depends on (seed, step, who) alone."""
-        torch.default_generator.manual_seed(key(*self.draws, kind, number))
+        seed = key(*self.draws, kind, number)
+        torch.default_generator.manual_seed(seed)
+        if self.passes.device == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def one_pass(self, batch: Batch) -> Outcome:
         """Forward and backward of some rows."""
@@ -261,7 +266,7 @@ class Strategy:
         for name, parameter in self._named_parameters():
             prefix = f"{name}/"
             slots = {
-                key.removeprefix(prefix): value.clone()
+                key.removeprefix(prefix): value.to(parameter.device, copy=True)
                 for key, value in state["optimizer"].items()
                 if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
             }

@@ -9,6 +9,7 @@ import os
 from datetime import timedelta
 from typing import Annotated
 
+import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,15 +27,6 @@ class Ddp(Strategy):
         super().__init__(group)
         self.bucket_mb = bucket_mb
         self._ready = 0.0
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
-        store = dist.FileStore(  # type: ignore[attr-defined]
-            str(group.rendezvous), group.world_size
-        )
-        # The launcher notices a hang first, and can say who hangs; gloo's own limit is behind it.
-        limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-        dist.init_process_group(
-            "gloo", store=store, rank=group.rank, world_size=group.world_size, timeout=limit
-        )
 
     @property
     def gradient_scale(self) -> float:
@@ -42,10 +34,15 @@ class Ddp(Strategy):
         return float(self.group.world_size)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Wrap the module; rank 0's weights go to all."""
+        """Join the ranks and wrap the module; rank 0's weights go to all."""
+        device = next(module.parameters()).device
+        self._join(device)
         self.module = module
         self.model = DistributedDataParallel(
-            module, bucket_cap_mb=self.bucket_mb, gradient_as_bucket_view=True
+            module,
+            device_ids=None if device.type == "cpu" else [device.index],
+            bucket_cap_mb=self.bucket_mb,
+            gradient_as_bucket_view=True,
         )
         gradient_bytes = 0
         for parameter in module.parameters():
@@ -61,6 +58,18 @@ class Ddp(Strategy):
         """No all-reduce in this backward pass."""
         no_sync: contextlib.AbstractContextManager[object] = self.model.no_sync()  # type: ignore[operator]
         return no_sync
+
+    def _join(self, device: torch.device) -> None:
+        """gloo between processors, NCCL between GPUs (what is summed on the host still goes over gloo)."""
+        group = self.group
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
+        store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
+        # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
+        limit = timedelta(seconds=2 * group.timeout_seconds + 30)
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(
+            backend, store=store, rank=group.rank, world_size=group.world_size, timeout=limit
+        )
 
     def _note_gradient(self, _: Tensor) -> None:
         self._ready = clock()

@@ -1,0 +1,57 @@
+"""Which device the ranks compute on, what is refused, and memory that runs out."""
+
+import pytest
+
+from lockstep import linux, parameters
+from lockstep.errors import RunFailed
+from lockstep.files import read_json, read_json_lines
+from lockstep.orchestration import plan
+from training import bits, train
+
+
+def chosen(monkeypatch, gpus, *words):
+    monkeypatch.setattr(plan, "gpus", lambda: gpus)
+    return plan.device(parameters.read(None, words))
+
+
+def test_auto_takes_gpus_only_where_every_rank_has_one_and_the_strategy_can_use_it(monkeypatch):
+    assert chosen(monkeypatch, 2, "distributed.device=auto") == "cuda"
+    assert chosen(monkeypatch, 1, "distributed.device=auto") == "cpu"
+    assert chosen(monkeypatch, 8, "distributed.device=auto", "distributed.strategy=allreduce") == "cpu"
+    assert chosen(monkeypatch, 8) == "cpu"
+
+
+def test_too_few_gpus_and_a_strategy_that_has_no_use_for_them_are_refused_in_words(monkeypatch):
+    with pytest.raises(RunFailed, match=r"cuda with 2 ranks, one GPU each, and 1 GPUs are to be seen"):
+        chosen(monkeypatch, 1, "distributed.device=cuda")
+    with pytest.raises(RunFailed, match=r"allreduce moves bytes between processors; .* on GPUs: single, ddp"):
+        chosen(monkeypatch, 4, "distributed.device=cuda", "distributed.strategy=allreduce")
+
+
+def test_gpus_are_counted_without_a_library(monkeypatch, tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    real = linux.Path
+    monkeypatch.setattr(linux, "Path", lambda path: real(tmp_path) if path == "/dev" else real(path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert linux.gpus() == 3
+    for visible, count in (("0", 1), ("0,2", 2), ("", 0), ("-1", 0), ("1,-1,2", 1), ("0,1,2,3", 3)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert linux.gpus() == count, visible
+
+
+def test_memory_that_runs_out_is_told_with_what_to_change(server, tmp_path):
+    with pytest.raises(
+        RunFailed, match=r"memory ran out on rank 1.*Try a smaller training.micro_batch_size"
+    ) as told:
+        train(server, tmp_path, "model=own_models:faulty", "model.kind=allocate", "training.epochs=6")
+    assert told.value.cause == "out of memory"
+
+
+def test_channels_last_is_the_same_training_and_the_processor_reports_no_device_memory(server, tmp_path):
+    words = ("distributed.world_size=2", "training.precision=fp32")
+    plain = train(server, tmp_path, *words)
+    run = train(server, tmp_path, *words, "training.channels_last=true")
+    assert bits(run) == bits(plain)  # no image among these inputs
+    assert read_json(run.plan)["device"] == "cpu"
+    assert read_json_lines(run.metrics_file(0))[-1]["peak_device_bytes"] is None
