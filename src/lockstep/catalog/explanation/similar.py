@@ -2,19 +2,22 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lockstep.catalog.explanation.holders import Target, run_ids
-from lockstep.catalog.manifest import read_manifest, walk
+from lockstep.catalog.manifest import LARGEST_BYTES, MANIFEST, walk
 from lockstep.catalog.verification import safetensors_file
-from lockstep.files import open_plain
+from lockstep.files import open_plain, read_plain
 
 BLOCK = 4096  # bytes
 SAMPLES = 32  # blocks that are compared before all of a file is
 ALIKE = 0.5  # the share of blocks that must be equal for two files to count as one that was changed
+MOST_COMPARED = 50_000  # of each kind, the nearest in size first
+_ENTRY = re.compile(rb'"([^"\\]{1,500})": \{\s*"bytes": ([0-9]{1,15}),')
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,33 @@ def most_similar(catalog: Path, target: Target) -> dict[str, Any] | None:
 
     Files of the same name are looked at first, then all of its kind.
     """
-    every = list(_candidates(catalog, target.path.suffix))
+    every = [each for run_id in run_ids(catalog) for each in _candidates(catalog, run_id, target.path.suffix)]
+    every.sort(key=lambda each: abs(each.size - target.size))
     named = [each for each in every if each.path.name == target.path.name]
-    for candidates in (named, [each for each in every if each.path.name != target.path.name]):
-        if found := _best(target, candidates):
+    others = [each for each in every if each.path.name != target.path.name]
+    for candidates in (named, others):
+        if found := _best(target, candidates[:MOST_COMPARED]):
             return found
     return None
 
 
-def _candidates(catalog: Path, suffix: str) -> Iterator[_Candidate]:
-    """Every file of a kind that the runs list, or have where they are not sealed."""
-    for run_id in run_ids(catalog):
-        folder = catalog / run_id
-        manifest, _ = read_manifest(folder)
-        if manifest:
-            sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        else:
-            try:
-                sizes = {name: found.st_size for name, found in walk(folder, {".live"})}
-            except OSError:
-                continue
-        for name, size in sizes.items():
-            if name.endswith(suffix) and ".." not in name.split("/"):
-                yield _Candidate(run_id, name, folder / name, size)
+def _candidates(catalog: Path, run_id: str, suffix: str) -> Iterator[_Candidate]:
+    """Every file of a kind that a run's seal lists, or that it has where it is not sealed."""
+    folder = catalog / run_id
+    try:
+        content = read_plain(folder / MANIFEST, LARGEST_BYTES)
+        # As text, which is enough for a comparison that reads the file itself, and much faster.
+        sizes = {name.decode(): int(size) for name, size in _ENTRY.findall(content)}
+    except FileNotFoundError:
+        try:
+            sizes = {name: found.st_size for name, found in walk(folder, {".live"})}
+        except OSError:
+            return
+    except (OSError, ValueError):
+        return
+    for name, size in sizes.items():
+        if name.endswith(suffix) and ".." not in name.split("/"):
+            yield _Candidate(run_id, name, folder / name, size)
 
 
 def _best(target: Target, candidates: list[_Candidate]) -> dict[str, Any] | None:
