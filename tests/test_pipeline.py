@@ -213,7 +213,7 @@ def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, 
             assert mine[split]["accuracy"] == pytest.approx(theirs[split]["accuracy"], abs=1e-12)
     lines = [read_json_lines(run.metrics_file(rank)) for rank in range(ranks)]
     counting = [sum(line.get("samples", 0) for line in own) for own in lines]
-    assert sorted(counting) == [0] * (ranks - 1) + [3 * 147]
+    assert sorted(counting) == [0] * (ranks - 1) + [3 * 148]
     for own in lines:
         described = own[0]["strategy"]["bubble"]
         assert described["classic"] == classic_bubble(ranks, 8)
