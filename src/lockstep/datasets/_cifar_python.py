@@ -2,7 +2,7 @@
 
 The format (pickletools documents it) is a program for a small stack machine, whose GLOBAL and REDUCE opcodes name
 and call any function. Here a name stays a name and a call stays a note of itself, so that a hostile file can at most
-be refused. docs/adr/0008-cifar-is-read-without-unpickling.md says why this is not left to a restricted unpickler.
+be refused. docs/adr/0011-cifar-is-read-without-unpickling.md says why this is not left to a restricted unpickler.
 """
 
 import pickletools
