@@ -7,8 +7,8 @@ import stat
 import struct
 
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
-_SIZE = 208
-_BYTES_SENT = 200  # the offset of tcpi_bytes_sent in struct tcp_info of linux/tcp.h, since Linux 4.19
+_SIZE = 216
+_BYTES_SENT = 200  # tcpi_bytes_sent and tcpi_bytes_retrans in struct tcp_info of linux/tcp.h, since Linux 4.19
 
 
 class SentBytes:
@@ -16,10 +16,13 @@ class SentBytes:
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
+        found = []
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # that of the listing itself is closed by now
                 if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                    self._take(int(name))
+                    found.append(int(name))
+        for descriptor in found:
+            self._take(descriptor)
 
     def _take(self, descriptor: int) -> None:
         twin = socket.socket(fileno=os.dup(descriptor))
@@ -35,7 +38,8 @@ class SentBytes:
         for each in self._sockets:
             information = each.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _SIZE)
             if len(information) == _SIZE:
-                total += struct.unpack_from("Q", information, _BYTES_SENT)[0]
+                sent, again = struct.unpack_from("QQ", information, _BYTES_SENT)
+                total += sent - again
         return total
 
     def close(self) -> None:

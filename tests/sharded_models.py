@@ -1,0 +1,69 @@
+"""Models that make sharding hard, and one that watches what its rank holds."""
+
+import gc
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Awkward(nn.Module):
+    """A weight used twice, one that nothing uses, a frozen one, and dimensions that no number of ranks divides."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.take = nn.Linear(inputs, 7)
+        self.layers = nn.ModuleList([nn.Linear(7, 7), nn.Linear(7, 7, bias=False), nn.Sequential(nn.Linear(7, 7))])
+        self.layers[1].weight = self.layers[0].weight  # tied between two blocks
+        self.scale = nn.Parameter(torch.ones(1))  # fewer rows than ranks
+        self.unused = nn.Parameter(torch.randn(3, 2))
+        self.frozen = nn.Parameter(torch.randn(7), requires_grad=False)
+        self.norm = nn.BatchNorm1d(7, affine=False, momentum=0.0)  # buffers, which nothing changes
+        self.give = nn.Linear(7, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        seen = self.take(features.flatten(1)) + self.frozen
+        for layer in self.layers:
+            seen = torch.tanh(layer(seen)) * self.scale
+        return self.give(seen)
+
+
+def awkward(input_shape, num_classes):
+    return Awkward(input_shape[0], num_classes)
+
+
+def watched(input_shape, num_classes, *, report: str):
+    """Four equal blocks. Gathering a tensor whole fails, and each save tells what tensors the rank has then."""
+    from torch.distributed.tensor import DTensor
+
+    from lockstep.engine import sharded
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a tensor was gathered whole")
+
+    DTensor.full_tensor = refused
+    save = sharded.save
+
+    def told(checkpoints, slices, meta, ranks):
+        with Path(f"{report}-{ranks.rank}").open("a") as file:
+            file.write(json.dumps({"held": held(), "own": of(slices)}) + "\n")
+        return save(checkpoints, slices, meta, ranks)
+
+    sharded.save = told
+    layers = [nn.Linear(input_shape[0], 256), *(nn.Linear(256, 256) for _ in range(4)), nn.Linear(256, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def of(slices) -> int:
+    return sum(one.data.nbytes for part in slices.values() for one in part.values())
+
+
+def held() -> int:
+    """The bytes of all memory that tensors of this process stand in."""
+    storages = {}
+    for each in gc.get_objects():
+        if isinstance(each, torch.Tensor) and type(each) in (torch.Tensor, nn.Parameter):
+            storage = each.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
