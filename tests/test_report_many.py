@@ -135,7 +135,7 @@ def test_differences_of_parameters_are_marked_and_nothing_else(catalog: Path, tm
     marked = re.findall(r'<tr class="differs"><th scope="row">.*?</span>([\w.]+)</th>', parameters)
     assert marked == ["training.epochs", "training.optimizer", "distributed.world_size"]
     assert (
-        "3 of 16 parameters differ: training.epochs, training.optimizer, distributed.world_size."
+        "3 of 18 parameters differ: training.epochs, training.optimizer, distributed.world_size."
         in Page(markup).text
     )
     row = next(row for row in re.findall("<tr.*?</tr>", parameters) if "training.optimizer" in row)
@@ -150,7 +150,7 @@ def test_differences_of_parameters_are_marked_and_nothing_else(catalog: Path, tm
 def test_runs_with_the_same_parameters_say_so(catalog: Path, tmp_path: Path) -> None:
     a_run(catalog, "run-d")
     page = page_of("run-a", "run-d", "--catalog", catalog, tmp_path / "r.html")
-    assert "All 16 parameters are the same." in page.text
+    assert "All 18 parameters are the same." in page.text
 
 
 def test_value_that_a_run_lacks_is_told_from_one_that_is_null(catalog: Path, tmp_path: Path) -> None:
