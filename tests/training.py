@@ -34,7 +34,13 @@ def train(server: Any, catalog: Path, *overrides: str, start: Path | None = None
     own_data = any(word.startswith("data=") for word in overrides)
     base = [word for word in SMALL if not (own_model and word.startswith("model."))]
     base = [word for word in base if not (own_data and word.startswith("data"))]
-    wanted = parameters.read(None, [*base, *overrides])
+    return run_of_parameters(server, catalog, parameters.read(None, [*base, *overrides]), start)
+
+
+def run_of_parameters(
+    server: Any, catalog: Path, wanted: parameters.Parameters, start: Path | None = None
+) -> Run:
+    """A trained run of exactly these parameters."""
     run = claim(catalog, f"run-{next(_numbers)}")
     descriptor = status.hold(run)
     write_atomically(run.parameters, parameters.dump(wanted))
