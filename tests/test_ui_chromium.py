@@ -274,7 +274,7 @@ def test_page_is_whole_without_script(tab: browser.Browser, report: str) -> None
         for selector in (
             "svg.plot polyline.line",
             "svg.lane polygon",
-            "tr.differs",
+            "table.compared tr",
             "#files .path",
             "details td",
         ):
