@@ -106,7 +106,9 @@ def listed(place: Path) -> dict[str, list[Path]]:
 
 def _images(folder: Path, place: Path) -> list[Path]:
     """Images one level below, in the folders of their classes, relative to ``place``."""
-    files = []
+    files: list[Path] = []
+    if not folder.is_dir():
+        return files
     for kind in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if kind.is_dir() and not kind.name.startswith("."):
             files += [

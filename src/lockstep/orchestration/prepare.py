@@ -22,6 +22,7 @@ from lockstep.parameters import Data
 
 # Options of ours that change how the data is read, and not what it is.
 READING = ("mean", "std", "workers")
+PLACES = ("folder", "path")  # where its files are: what they hold counts
 
 
 def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
@@ -37,7 +38,9 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
         files = _state(function, data) if ours else None
     identity = {
         "dataset": data.name,
-        "options": {name: value for name, value in data.options.items() if not (ours and name in READING)},
+        "options": {
+            name: value for name, value in data.options.items() if not (ours and name in (*READING, *PLACES))
+        },
         "validation_fraction": data.validation_fraction,
         "test_fraction": data.test_fraction,
         "seed": seed,
