@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "a run as an in-toto statement, OpenLineage events, or in MLflow",
     "ui": "the catalog in a browser, on this machine only: find, compare, watch",
     "explain": "which run made a file that was found anywhere, and from what",
+    "gc": "remove old runs, and say first which; tombstones stay",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 
