@@ -97,7 +97,7 @@ def open_plain(path: Path, depth: int = 1) -> BufferedReader:
     """
     names = path.parts[-depth:]
     try:
-        if ".." in names:
+        if ".." in names or len(path.parents) < depth:
             raise OSError(errno.EINVAL, "leads out of its folder", str(path))
         descriptor = os.open(path, _PLAIN) if depth == 1 else _open_below(path.parents[depth - 1], names)
     except ValueError as error:  # a NUL in the name
@@ -106,6 +106,14 @@ def open_plain(path: Path, depth: int = 1) -> BufferedReader:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is no plain file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def open_inside(folder: Path, name: str) -> BufferedReader:
+    """Open a plain file of a folder by a relative name that somebody recorded. Raises OSError as above."""
+    relative = Path(name)
+    if not relative.parts or relative.is_absolute():
+        raise OSError(errno.EINVAL, "leads out of its folder", name)
+    return open_plain(folder / relative, depth=len(relative.parts))
 
 
 def _open_below(folder: Path, names: tuple[str, ...]) -> int:

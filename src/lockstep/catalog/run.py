@@ -180,7 +180,7 @@ def find(catalog: Path, name: str) -> Run:
             return Run(folder)
         raise UsageError(f"{printable(name)} is not a run's folder: it has no events.jsonl")
     catalog = catalog.resolve()
-    if RUN_ID.fullmatch(name) and name != "latest" and _is_run(f"{catalog}/{name}"):
+    if RUN_ID.fullmatch(name) and name != "latest" and _is_own_run(f"{catalog}/{name}"):
         return Run(catalog / name)
     if name == "latest" and (runs := all_runs(catalog)):
         return runs[0]
@@ -222,6 +222,11 @@ def all_runs(catalog: Path) -> list[Run]:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)
+
+
+def _is_own_run(folder: str) -> bool:
+    """Whether a run stands there itself, rather than a link to one elsewhere."""
+    return _is_run(folder) and not Path(folder).is_symlink()
 
 
 def _is_run(folder: str) -> bool:

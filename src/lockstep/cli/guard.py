@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from lockstep.errors import Interrupted, LockstepError
+from lockstep.files import printable
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -39,5 +40,5 @@ def _open_what_is_closed() -> None:
 
 
 def _said(message: str, status: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")  # it may quote a record or a name
     return status

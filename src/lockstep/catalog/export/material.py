@@ -18,7 +18,7 @@ from lockstep.catalog.manifest import MANIFEST, read_manifest
 from lockstep.catalog.report.values import at, mapping, moment
 from lockstep.catalog.run import Run
 from lockstep.errors import CorruptRecord, LockstepError, UsageError
-from lockstep.files import open_plain, printable, read_object
+from lockstep.files import open_inside, printable, read_object
 
 MODEL = "distributed_model_checkpoint.pt"
 HISTORY = "events.jsonl"
@@ -185,7 +185,7 @@ def _is_plain(path: Path) -> bool:
 
 def _file(folder: Path, name: str, expected: str | None) -> File:
     try:
-        with open_plain(folder / name, depth=len(PurePosixPath(name).parts)) as file:
+        with open_inside(folder, name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
     except OSError as error:

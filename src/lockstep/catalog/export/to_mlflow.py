@@ -21,7 +21,7 @@ from lockstep.catalog.export.points import Point, points
 from lockstep.catalog.run import Run
 from lockstep.catalog.run_parameters import flat
 from lockstep.errors import LockstepError, MissingPackage, UsageError
-from lockstep.files import open_plain, printable
+from lockstep.files import open_inside, printable
 
 STATUSES = {
     "succeeded": "FINISHED",
@@ -184,7 +184,7 @@ def _send_artifacts(
     with tempfile.TemporaryDirectory(prefix="lockstep-export-") as scratch:
         for name in names:  # one at a time: a copy of each is made, so that no link is ever followed
             copy = Path(scratch) / Path(name).name
-            with open_plain(folder / name, depth=len(Path(name).parts)) as source, copy.open("wb") as target:
+            with open_inside(folder, name) as source, copy.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             inside = Path(name).parent.as_posix()
             client.log_artifact(run_id, str(copy), None if inside == "." else inside)
