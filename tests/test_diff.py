@@ -415,7 +415,7 @@ def test_the_same_training_on_other_world_sizes_agrees_within_rounding_and_has_t
     b = train(server, tmp_path, "training.digest_every=2", "distributed.world_size=3")
     found = compared(a, b, tolerance=1e-10)["training"]
     assert found["verdict"] == compare.WITHIN
-    assert found["first"]["quantity"] != quantities.SAMPLES and found["compared"][quantities.SAMPLES] == 12
+    assert found["first"]["quantity"] != quantities.SAMPLES and found["compared"][quantities.SAMPLES] == 13
 
 
 @pytest.mark.slow

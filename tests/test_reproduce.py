@@ -319,7 +319,7 @@ def test_a_real_run_with_own_uncommitted_code_has_the_same_bits_again(tmp_path):
 
     lockstep("run", "--run-id", "a", "--tag", "first")
     (folder / "nets.py").unlink()  # only the recorded patch holds it now
-    assert "verdict: same bits" in lockstep("reproduce", "a", "--prove")
+    assert "verdict: same bits" in lockstep("reproduce", "a")
     new = find(folder / ".catalog", "latest")
     assert events.read(new)[0]["parent"]["run_id"] == "a"
     assert events.read(new)[0]["parent"]["kind"] == "reproduced"

@@ -81,7 +81,8 @@ def take_step(job: Job, done: int) -> None:
     if not job.held:
         job.held = {"gradients": gradient_bytes(strategy.module)}
     stop_unless_finite(outcome, norm, done + 1, job.rank)
-    due = (done + 1) % job.parameters.training.digest_every == 0
+    # The first step as well: what differs in code or parameters shows there, tensor by tensor.
+    due = done == 0 or (done + 1) % job.parameters.training.digest_every == 0
     digests = digests_before_update(strategy, batch) if due else {}
     board.enter("apply")
     strategy.apply()
