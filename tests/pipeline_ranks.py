@@ -43,7 +43,9 @@ def trained(strategy: Any, module: nn.Module, batches: list[Batch], clip: float 
     strategy.max_grad_norm = clip
     prepare(strategy)
     strategy.settle(batches[0])
-    strategy.optimizer = torch.optim.Adam([p for p in strategy.module.parameters() if p.requires_grad], lr=0.01)
+    strategy.optimizer = torch.optim.Adam(
+        [p for p in strategy.module.parameters() if p.requires_grad], lr=0.01
+    )
     seen = Rank(strategy, [], [])
     for step, batch in enumerate(batches):
         strategy.draws = 3, step
@@ -63,13 +65,21 @@ def alone(module: nn.Module, batches: list[Batch], clip: float | None = None) ->
 
 
 def together(
-    ranks: int, module: nn.Module, batches: list[Batch], clip: float | None = None, prepare: Any = lambda _: None, **options: Any
+    ranks: int,
+    module: nn.Module,
+    batches: list[Batch],
+    clip: float | None = None,
+    prepare: Any = lambda _: None,
+    **options: Any,
 ) -> list[Rank]:
     """A pipeline; raises what a rank raised."""
     place = Path(tempfile.gettempdir()) / f"pipeline-{next(_numbers)}"
     results: list[Any] = [None] * ranks
     # Not in the threads, since parsing source in several at once can fail in Python 3.11.
-    made = [pipeline.Pipeline(Group(rank, ranks, place, 20.0), transport="queue", **options) for rank in range(ranks)]
+    made = [
+        pipeline.Pipeline(Group(rank, ranks, place, 20.0), transport="queue", **options)
+        for rank in range(ranks)
+    ]
 
     def one(rank: int) -> None:
         try:

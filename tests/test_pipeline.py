@@ -13,7 +13,8 @@ from pipeline_ranks import alone, batch_of, difference, together
 from training import bits, largest_difference, results, train
 
 SCHEDULES = [
-    ("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zero_bubble", None), ("zero_bubble", 2), ("zero_bubble_v", None)
+    ("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zero_bubble", None), ("zero_bubble", 2),
+    ("zero_bubble_v", None),
 ]  # fmt: skip
 PIPELINE = "distributed.strategy=pipeline"
 DEEP = "model.hidden_sizes=[16, 14, 12, 16, 13, 11, 12]"
@@ -33,9 +34,7 @@ def deep(width=7, depth=9, classes=4):
 def test_every_schedule_has_the_gradient_of_the_single_process(ranks, schedule, stages):
     batches = [batch_of(11), batch_of(12), batch_of(2)]  # the last has fewer rows than micro-batches
     single = alone(deep(), batches)
-    found = together(
-        ranks, deep(), batches, schedule=schedule, stages_per_rank=stages, micro_batches=5
-    )
+    found = together(ranks, deep(), batches, schedule=schedule, stages_per_rank=stages, micro_batches=5)
     assert difference(found, single) < 1e-10
     last = [rank for rank in found if rank.strategy.counts]
     assert len(last) == 1  # samples are counted once
@@ -64,7 +63,9 @@ class Tied(nn.Sequential):
         super().__init__(first, nn.Tanh(), nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.Tanh(), last)
 
 
-@pytest.mark.parametrize(("schedule", "ranks"), [("1f1b", 2), ("1f1b", 3), ("zero_bubble", 4), ("zero_bubble_v", 2)])
+@pytest.mark.parametrize(
+    ("schedule", "ranks"), [("1f1b", 2), ("1f1b", 3), ("zero_bubble", 4), ("zero_bubble_v", 2)]
+)
 def test_weights_that_two_stages_share_stay_one(schedule, ranks):
     batches = [batch_of(10, classes=6, seed=step) for step in range(3)]
     single = alone(Tied().double(), batches, clip=0.1)
@@ -164,7 +165,9 @@ def test_stages_can_be_cut_by_measured_time():
 
 def test_what_cannot_be_cut_is_refused_in_words():
     batches = [batch_of(4)]
-    with pytest.raises(RunFailed, match="need 4 stages, and the model has 3 parts with weights.*world_size of at most 1"):
+    with pytest.raises(
+        RunFailed, match=r"need 4 stages, and the model has 3 parts with weights.*world_size of at most 1"
+    ):
         together(2, deep(depth=3), batches, schedule="interleaved")
 
     class Own(nn.Module):
@@ -189,7 +192,9 @@ def test_what_cannot_be_cut_is_refused_in_words():
     with pytest.raises(RunFailed, match="bias belongs to none of the model's parts"):
         together(1, Outside().double(), batches)
     with pytest.raises(RunFailed, match="returned tuple for 2 samples"):
-        together(1, nn.Sequential(nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 4)).double(), [batch_of(4, (3, 6))])
+        together(
+            1, nn.Sequential(nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 4)).double(), [batch_of(4, (3, 6))]
+        )
     with pytest.raises(RunFailed, match="found 3 with schedule 1f1b, allowed: 1"):
         together(1, deep(), batches, stages_per_rank=3)
     with pytest.raises(RunFailed, match="micro_batch_size: found 2 beside 4"):
@@ -228,7 +233,9 @@ def test_a_checkpoint_goes_on_under_any_strategy_and_back(server, tmp_path, refe
     words = (PIPELINE, "distributed.world_size=3", DEEP, "training.max_grad_norm=100")
     piped = train(server, tmp_path, *words, "training.epochs=2", start=middle)
     assert len(list(max(piped.checkpoints.glob("step-*")).glob("model-*"))) == 3  # each rank its own
-    rest = train(server, tmp_path, "distributed.world_size=2", DEEP, start=max(piped.checkpoints.glob("step-*")))
+    rest = train(
+        server, tmp_path, "distributed.world_size=2", DEEP, start=max(piped.checkpoints.glob("step-*"))
+    )
     assert largest_difference(rest, reference) < 1e-10
 
 

@@ -97,8 +97,8 @@ def test_a_drawing_shows_every_action_and_every_idle_unit():
     schedule = make("1f1b", 2, 3)
     cells = [line.split()[2:] for line in as_text(schedule).splitlines()]
     assert cells == [
-        "F0 F1 . . B0 B0 F2 B1 B1 . B2 B2".split(),
-        ". F0 B0 B0 F1 B1 B1 F2 B2 B2 . .".split(),
+        ["F0", "F1", ".", ".", "B0", "B0", "F2", "B1", "B1", ".", "B2", "B2"],
+        [".", "F0", "B0", "B0", "F1", "B1", "B1", "F2", "B2", "B2", ".", "."],
     ]
     image = as_svg(schedule)
     for row in schedule.rows:

@@ -23,6 +23,10 @@ class Attention(nn.Module):
         # Three layers and not one: cut by output they fall into whole heads, which is how ranks can share them.
         self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
+        each = f"colwise:{self.head_dim}"  # heads stay whole
+        self.tensor_plan = {
+            "": "shared", "query": each, "key": each, "value": each, "out": "rowwise",
+        }  # fmt: skip
 
     def forward(self, x_bld: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D). The number of heads is what the layers' outputs hold."""
@@ -48,6 +52,7 @@ class Feedforward(nn.Module):
         super().__init__()
         self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.approximate = approximate
+        self.tensor_plan = {"up": "colwise", "down": "rowwise"}
 
     def forward(self, x_bld: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""

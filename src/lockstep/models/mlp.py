@@ -22,4 +22,13 @@ def mlp(
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         if dropout:
             layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+    model.tensor_plan = _tensor_plan(model)  # type: ignore[assignment]
+    return model
+
+
+def _tensor_plan(model: nn.Sequential) -> dict[str, str]:
+    """Two layers at a time: the first cut by output, the second by input; an odd one at the end stays whole."""
+    names = [name for name, part in model.named_children() if isinstance(part, nn.Linear)]
+    pairs = zip(names[::2], names[1::2], strict=False)
+    return {name: way for pair in pairs for name, way in zip(pair, ("colwise", "rowwise"), strict=True)}

@@ -63,6 +63,21 @@ class Pipeline(Strategy):
         self._began = 0.0
         self._sent = 0
 
+    @classmethod
+    def share(cls, module: nn.Module, options: dict[str, Any], world_size: int, rank: int) -> dict[str, int]:
+        """All of the parameters of the rank's stages, cut by their number; none of the others."""
+        turns = _stages_per_rank(options["schedule"], options["stages_per_rank"])
+        chain = units(module)
+        check_stages(chain, world_size, turns)
+        spans = cut([float(unit.parameters) for unit in chain], world_size * turns)
+        own = [
+            chain[at]
+            for stage in stages_of(options["schedule"], rank, world_size, turns)
+            for at in spans[stage]
+        ]
+        held = {id(parameter) for unit in own for part in unit.parts for parameter in part.parameters()}
+        return {name: p.numel() if id(p) in held else 0 for name, p in module.named_parameters()}
+
     def shard(self) -> Shard:
         """All of the global batch: the first stage needs its features, the last its labels."""
         return Shard(0, 1, 1)
