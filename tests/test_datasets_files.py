@@ -166,12 +166,12 @@ def test_damaged_batches_are_refused_in_words(tmp_path):
 
 @pytest.fixture(scope="module")
 def cifar_run(server, tmp_path_factory):
-    """resnet18 with the stem for small images, narrow, on files of CIFAR-10's format."""
+    """Trained on files of CIFAR-10's format."""
     place = tmp_path_factory.mktemp("cifar")
     disk_formats.write_cifar_binary(place / "files")
-    words = ["data=cifar10", f"data.folder={place}/files", "model={name: resnet, stem: cifar, width: 8}"]
+    words = ["data=cifar10", f"data.folder={place}/files", "model={name: mlp, hidden_sizes: [8]}"]
     words += ["training.epochs=2", "training.learning_rate=0.003"]
-    words += ["distributed.strategy=single", "distributed.world_size=1"]
+    words += ["distributed.strategy=single", "distributed.world_size=1", "distributed.threads_per_rank=1"]
     return train(server, place / "catalog", *words)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import disk_formats
+from conftest import alive, wait_until
 from lockstep import parameters
 from lockstep.catalog.run import claim
 from lockstep.datasets import _decode, image_folder
@@ -222,6 +224,28 @@ def test_the_death_of_a_decoding_process_is_told_and_not_waited_for(photos):
             decoder.take("y", tasks(photos, 2))
     finally:
         decoder.close()
+
+
+OWNER = """
+import sys, time
+from lockstep.engine.decoding import Decoder
+path, digest, folder = sys.argv[1:]
+decoder = Decoder(folder, 16, 20, 2, 2)
+decoder.take("x", [(path, digest, None)])
+print(*[process.pid for process in decoder._processes], flush=True)
+time.sleep(600)
+"""
+
+
+def test_decoding_processes_die_with_their_rank(photos):
+    path, digest, _ = tasks(photos, 1)[0]
+    words = [sys.executable, "-c", OWNER, path, digest, str(photos)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as owner:
+        pids = [int(word) for word in owner.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(alive, pids))
+        owner.kill()
+    wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_decoding_processes_import_no_torch(photos):

@@ -198,6 +198,20 @@ def test_the_record_says_where_own_code_came_from_and_its_digest(alone):
     }
 
 
+def test_a_runs_parameters_say_where_own_code_came_from_and_read_back_the_same(tmp_path):
+    from lockstep import parameters
+    from lockstep.orchestration import inputs
+
+    wanted = parameters.read(None, ["model=own_models:odd", "data=own_data:images"])
+    file = tmp_path / "parameters.yaml"
+    file.write_text(inputs.text_of(wanted))
+    own = Path(__file__).with_name("own_models.py")
+    digest = hashlib.sha256(own.read_bytes()).hexdigest()
+    assert f"# model.name: own_models:odd is {own}, SHA-256 {digest}\n" in file.read_text()
+    assert parameters.read(file) == wanted
+    assert not inputs.text_of(parameters.read(None)).startswith("#")
+
+
 def test_a_plain_state_dict_is_the_start_of_a_run_and_kept_with_it(server, tmp_path, alone):
     state = {
         name.removeprefix("model/"): torch.from_numpy(value)

@@ -34,7 +34,7 @@ class MissingPackage(UsageError):
     def __init__(self, package: str, extra: str, wanted_by: str) -> None:
         super().__init__(
             f"{wanted_by} needs the package {package}, which is not installed. "
-            f"Install the extra: uv sync --extra {extra} (or: pip install 'lockstep[{extra}]')"
+            f"Install the extra: uv run --extra {extra} pipeline.py (or: pip install 'lockstep[{extra}]')"
         )
 
 
