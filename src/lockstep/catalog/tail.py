@@ -55,7 +55,7 @@ def latest(path: Path) -> dict[str, dict[str, Any]]:
     """The last line of each kind (start, step, epoch, end) near the end of a metrics file."""
     found: dict[str, dict[str, Any]] = {}
     for line in _end_of(path)[0].split(b"\n"):
-        value = _object(line)
+        value = _object(line) if b'"kind"' in line else {}
         if isinstance(value.get("kind"), str):
             found[value["kind"]] = value
     return found
