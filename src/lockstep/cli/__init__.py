@@ -22,6 +22,7 @@ COMMANDS = {
     "ui": "the catalog in a browser, on this machine only: find, compare, watch",
     "explain": "which run made a file that was found anywhere, and from what",
     "gc": "remove old runs, and say first which; tombstones stay",
+    "doctor": "what dead processes left, and mending what is safe",
     "collectives": "how gradients travel: drawn, proven, costed",
 }
 
