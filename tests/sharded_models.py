@@ -14,7 +14,9 @@ class Awkward(nn.Module):
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
         self.take = nn.Linear(inputs, 7)
-        self.layers = nn.ModuleList([nn.Linear(7, 7), nn.Linear(7, 7, bias=False), nn.Sequential(nn.Linear(7, 7))])
+        self.layers = nn.ModuleList(
+            [nn.Linear(7, 7), nn.Linear(7, 7, bias=False), nn.Sequential(nn.Linear(7, 7))]
+        )
         self.layers[1].weight = self.layers[0].weight  # tied between two blocks
         self.scale = nn.Parameter(torch.ones(1))  # fewer rows than ranks
         self.unused = nn.Parameter(torch.randn(3, 2))
@@ -51,7 +53,11 @@ def watched(input_shape, num_classes, *, report: str):
         return save(checkpoints, slices, meta, ranks)
 
     sharded.save = told
-    layers = [nn.Linear(input_shape[0], 256), *(nn.Linear(256, 256) for _ in range(4)), nn.Linear(256, num_classes)]
+    layers = [
+        nn.Linear(input_shape[0], 256),
+        *(nn.Linear(256, 256) for _ in range(4)),
+        nn.Linear(256, num_classes),
+    ]
     return nn.Sequential(*layers)
 
 

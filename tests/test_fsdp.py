@@ -59,7 +59,12 @@ def test_every_sharding_on_one_to_four_ranks_equals_the_single_process(
 
 
 def test_the_global_norm_is_clipped_and_micro_batches_add_up(server, tmp_path):
-    options = [*AWKWARD, "training.max_grad_norm=0.05", "training.optimizer=sgd", "training.micro_batch_size=3"]
+    options = [
+        *AWKWARD,
+        "training.max_grad_norm=0.05",
+        "training.optimizer=sgd",
+        "training.micro_batch_size=3",
+    ]
     alone = train(server, tmp_path, *options, *SINGLE)
     together = train(server, tmp_path, *options, *fsdp(2))
     assert largest_difference(alone, together) < 1e-10
@@ -80,12 +85,19 @@ def test_blocks_are_wrapped_one_by_one_and_tied_ones_left_to_the_root(reference,
     assert told["wrapped"][0]["bytes"] == 8 * (7 * 7 + 7)
     mlp = train(server, tmp_path, *fsdp(2), "training.epochs=1", "model.hidden_sizes=[16, 16]")
     assert [each["block"] for each in start_line(mlp)["strategy"]["wrapped"]] == ["1", "3", "5", "(root)"]
-    assert bits(mlp) == bits(train(server, tmp_path, *fsdp(2), "training.epochs=1", "model.hidden_sizes=[16, 16]"))
+    assert bits(mlp) == bits(
+        train(server, tmp_path, *fsdp(2), "training.epochs=1", "model.hidden_sizes=[16, 16]")
+    )
 
 
 def test_our_ring_moves_a_quarter_less_than_gloo_at_4_ranks(server, tmp_path):
     """Two all-gathers of 3/4 S and a reduce-scatter of 3/4 S; gloo's reduce-scatter sends 3/2 S."""
-    sizes = ["data.input_size=64", "data.num_classes=16", "model.hidden_sizes=[256, 256]", "training.epochs=1"]
+    sizes = [
+        "data.input_size=64",
+        "data.num_classes=16",
+        "model.hidden_sizes=[256, 256]",
+        "training.epochs=1",
+    ]
     whole = 8 * (64 * 256 + 256 + 256 * 256 + 256 + 256 * 16 + 16)
     for reduce_scatter, expected in (("ring", 2.25), ("backend", 3.0)):
         run = train(server, tmp_path, *sizes, *fsdp(4, reduce_scatter=reduce_scatter))

@@ -106,6 +106,7 @@ class Checkpoint(Section):
     every_epochs: Count | None = 1
     every_steps: Count | None = None
     keep: Annotated[int, Field(ge=2, le=1_000_000_000)] = 3
+    closing_limit_gb: Annotated[float, Field(ge=0)] = 8.0  # of tensors that no rank holds whole: above it, no .pt
 
 
 class Parameters(Section):

@@ -116,24 +116,29 @@ def fitting(found: Checkpoint) -> Iterator[None]:
 
 
 def export(job: Job, step: int) -> None:
+    """distributed_model_checkpoint.pt, by a rank that holds all of the state."""
+    write_model(job.run, job.parameters, job.strategy.state(), step)
+
+
+def write_model(run: Run, parameters: Parameters, state: State, step: int) -> None:
     """distributed_model_checkpoint.pt: plain tensors and numbers, loads with weights_only=True."""
-    state = job.strategy.state()
-    with temporary_beside(job.run.model) as temporary:
+    optimizer = parameters.training.optimizer
+    with temporary_beside(run.model) as temporary:
         torch.save(
             {
                 "model": state["model"],
                 "optimizer": {
-                    "name": job.parameters.training.optimizer.name,
-                    "options": dict(job.parameters.training.optimizer.options),
-                    "state": state["optimizer"],
+                    "name": optimizer.name,
+                    "options": dict(optimizer.options),
+                    "state": state.get("optimizer", {}),
                 },
                 "step": step,
-                "parameters": job.parameters.to_value(),
+                "parameters": parameters.to_value(),
             },
             temporary,
         )
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(job.run.model)
-    fsync_folder(job.run.path)
+        temporary.replace(run.model)
+    fsync_folder(run.path)

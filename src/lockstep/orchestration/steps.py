@@ -10,9 +10,10 @@ from lockstep.board import Board
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, end_group, supervise
-from lockstep.orchestration import aggregate, forecast, inputs, plan, prepare, servers
+from lockstep.orchestration import aggregate, closing, forecast, inputs, plan, prepare, servers
 from lockstep.orchestration.session import Session, current
 from lockstep.parameters import Parameters, from_value
+from lockstep.parameters import read as read_parameters
 
 EVALUATION_LOG, EVALUATION_RESULT = "evaluator.log", "evaluation.json"  # as engine.evaluation writes them
 P = ParamSpec("P")
@@ -99,6 +100,7 @@ def train(distributed: dict[str, Any]) -> int:
         raise Interrupted(session.stop_signal)
     if done < decided["steps"]:
         raise RunFailed(f"the ranks ended after step {done} of {decided['steps']} without a word")
+    closing.write_model(session, read_parameters(run.parameters, []))
     return done
 
 
