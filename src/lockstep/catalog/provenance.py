@@ -20,7 +20,7 @@ from lockstep.catalog.events import utc_now
 from lockstep.catalog.run import Run, project_root
 from lockstep.files import write_atomically, write_json
 
-PACKAGES = ("lockstep", "torch", "numpy", "runnable", "pydantic", "safetensors", "scikit-learn")
+PACKAGES = ("lockstep", "torch", "numpy", "runnable", "pydantic", "safetensors", "scikit-learn", "pillow")
 _ENVIRONMENT = re.compile(
     r"LOCKSTEP_\w+|(OMP|MKL|OPENBLAS|NUMEXPR)_\w+|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING)|KMP_\w+"
     r"|CUBLAS_WORKSPACE_CONFIG|ATEN_CPU_CAPABILITY|(DNNL|ONEDNN)_MAX_CPU_ISA|(GLOO|NCCL)_SOCKET_IFNAME|PYTHON(HASHSEED|OPTIMIZE|UNBUFFERED)|LANG|LC_ALL|TZ"
