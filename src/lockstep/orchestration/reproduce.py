@@ -197,7 +197,7 @@ def _again(wish: Wish, place: Recreated, chosen: Interpreter, stop: Stop) -> Rer
     parameters = place.scratch / "parameters.yaml"
     parameters.write_bytes(run.parameters.read_bytes())
     command = [chosen.python, "-m", "lockstep.cli", "run"]
-    environment = surroundings.environment(run, place)
+    environment = surroundings.environment(run, place, chosen.kind == "current")
     knows = subprocess.run(
         [*command, "--help"], cwd=place.folder, env=environment, capture_output=True, text=True, check=False
     )

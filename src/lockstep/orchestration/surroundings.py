@@ -37,6 +37,7 @@ ARITHMETIC = (
 _HARMLESS = re.compile(r"[\w.,:+-]{0,100}")
 _DRIFT = re.compile(r"packages\.(?!uv$|lockstep$).*|machine\.(processor|processor_features|architecture)")
 SYNC_SECONDS = 3600
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,11 @@ def _project(at: Recreated) -> Path:
     raise UsageError("the recorded code has no pyproject.toml that its uv.lock could belong to")
 
 
-def environment(run: Run, at: Recreated) -> dict[str, str]:
-    """The variables for the repeated run: the recorded ones that steer arithmetic, its code before all other."""
+def environment(run: Run, at: Recreated, ours: bool = True) -> dict[str, str]:
+    """The variables for the repeated run: the recorded ones that steer arithmetic, its code before all other.
+
+    With ``ours``, code that holds no lockstep of its own is run by this one.
+    """
     recorded = mapping(read_object(run.provenance).get("environment"))
     found = {key: value for key, value in os.environ.items() if key not in ARITHMETIC}
     for name in ARITHMETIC:
@@ -154,5 +158,6 @@ def environment(run: Run, at: Recreated) -> dict[str, str]:
         if isinstance(value, str) and _HARMLESS.fullmatch(value):
             found[name] = value
     folders = dict.fromkeys([at.root / "src", at.folder / "src", at.folder, at.root])
-    found["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in folders if folder.is_dir())
+    path = [str(folder) for folder in folders if folder.is_dir()]
+    found["PYTHONPATH"] = os.pathsep.join([*path, str(PACKAGE.parent)] if ours else path)
     return found
