@@ -372,6 +372,23 @@ def test_running_run_is_sent_step_by_step_and_a_torn_line_waits_for_its_end(runn
         assert got(server, ask_after.format(50))["figures"]["runs"][0]["last"] == []
 
 
+def test_epoch_whose_line_comes_after_its_last_step_was_sent_is_not_lost(running: Run) -> None:
+    sample_metrics.write(running, steps=900, epochs_of=600)
+    whole = [running.metrics_file(rank).read_bytes() for rank in (0, 1)]
+    for rank in (0, 1):
+        running.metrics_file(rank).write_bytes(whole[rank][: whole[rank].index(b'{"kind": "epoch"')])
+    with serving(running.catalog) as server:
+        first = got(server, f"/api/runs/{running.run_id}")
+        assert first["figures"]["runs"][0]["last"][-1] == 600
+        assert [line["split"] for line in first["figures"]["charts"]["loss"]["lines"]] == ["steps"]
+        for rank in (0, 1):
+            running.metrics_file(rank).write_bytes(whole[rank])
+        told = got(server, f"/api/runs/{running.run_id}?after=600&attempt=1")
+    lines = {line["split"]: line["steps"] for line in told["figures"]["charts"]["loss"]["lines"]}
+    assert lines == {"steps": None, "train": [600], "validation": [600]}
+    assert told["figures"]["runs"][0]["first"] == list(range(601, 901))
+
+
 def test_new_attempt_is_sent_from_its_beginning(running: Run) -> None:
     sample_metrics.write(running, steps=50)
     with serving(running.catalog) as server:

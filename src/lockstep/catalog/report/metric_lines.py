@@ -68,7 +68,10 @@ class Rank:
         return 0
 
     def lines(self, windows: Sequence[Window]) -> Iterator[Line]:
-        """Step and epoch lines inside the windows; a step that a later attempt repeated comes from that one."""
+        """Step and epoch lines inside the windows; a step that a later attempt repeated comes from that one.
+
+        An epoch's line may be written after its last step was read: the one right before a window is sent too.
+        """
         for index, descriptor in enumerate(self.descriptors):
             limit = min(self.starts[index + 1 :], default=END)
             reached = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.catalog.report.epoch_lines import together
-from lockstep.catalog.report.metric_lines import Line, Rank, Window, merged, open_ranks, windows_over
+from lockstep.catalog.report.metric_lines import Line, Rank, merged, open_ranks, windows_over
 from lockstep.catalog.report.values import LARGEST, number, whole
 from lockstep.catalog.run import Run
 
@@ -21,7 +21,6 @@ MOST_LANE_VALUES = 40_000  # over all ranks; a page must stay light
 MOST_LANES = 64
 MOST_BYTES = 96 << 20  # of metrics that are read in full: some 270,000 lines, 3 seconds
 WINDOWS = MOST_BUCKETS
-LOOK_BACK = 200  # steps
 CURVES = ("loss", "learning_rate", "grad_norm", "samples_per_second", "waiting")
 PARTS = ("data", "compute", "sync", "waiting", "other")
 
@@ -83,8 +82,6 @@ def read(run: Run, after: int = 0, most_buckets: int = MOST_BUCKETS, whole_only:
         share = 1.0 if after else min(1.0, MOST_BYTES / max(1, size))
         windows = windows_over(begin + 1, final, share, WINDOWS)
         steps.share_read = sum(window.last + 1 - window.first for window in windows) / (final - begin)
-        if after:  # an epoch's line may have come after its last step was read
-            windows = [Window(max(1, begin + 1 - LOOK_BACK), final)]
         width = max(1, math.ceil((final - begin) / most_buckets))
         fold = _Fold(steps, ranks, begin, final, width)
         for step, lines in merged(ranks, windows):
