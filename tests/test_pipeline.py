@@ -7,9 +7,12 @@ from torch import nn
 from lockstep.engine.activations import drop_activations
 from lockstep.errors import RunFailed
 from lockstep.files import read_json_lines
+from lockstep.models.gpt import gpt
 from lockstep.strategies._pipeline_cut import cut, units
 from lockstep.strategies._pipeline_schedules import classic_bubble
-from pipeline_ranks import alone, batch_of, difference, together
+from lockstep.strategies.base import Batch
+from lockstep.strategies.pipeline import Pipeline
+from pipeline_ranks import alone, batch_of, difference, together, whole
 from training import bits, largest_difference, results, train
 
 SCHEDULES = [
@@ -18,6 +21,7 @@ SCHEDULES = [
 ]  # fmt: skip
 PIPELINE = "distributed.strategy=pipeline"
 DEEP = "model.hidden_sizes=[16, 14, 12, 16, 13, 11, 12]"
+AVERAGED = "training.ema_decay=0.9"
 SINGLE = ("distributed.strategy=single", "distributed.world_size=1")
 
 
@@ -75,6 +79,43 @@ def test_weights_that_two_stages_share_stay_one(schedule, ranks):
     if schedule != "zero_bubble_v":  # there one rank has both
         assert torch.equal(holders[0]["0.weight"], holders[1]["6.weight"])
     assert found[0].strategy.describe()["shared"] == ["0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages"), [("1f1b", None), ("zero_bubble", 2), ("zero_bubble_v", None)]
+)
+def test_a_language_model_goes_through_with_its_embedding_shared_by_the_ends(schedule, stages):
+    torch.manual_seed(3)
+    model = gpt((6,), 11, dim=8, depth=2, heads=2).double()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(11, (9, 7), generator=generator)
+    batches = [Batch(tokens[:, :-1], tokens[:, 1:].contiguous(), 1.0, 9) for _ in range(2)]
+    single = alone(model, batches, clip=0.5)
+    found = together(2, model, batches, clip=0.5, schedule=schedule, stages_per_rank=stages, micro_batches=4)
+    assert difference(found, single) < 1e-10
+    assert "head.weight" in whole(found) and found[0].strategy.describe()["shared"] == [
+        "embedding.token.weight"
+    ]
+
+
+def test_micro_batches_can_be_given_by_their_size():
+    def of_three(strategy):
+        strategy.passes.choose("fp64", 3)
+
+    batches = [batch_of(11), batch_of(2)]
+    found = together(2, deep(), batches, prepare=of_three)
+    assert found[0].strategy.describe()["micro_batches"] == 4
+    assert difference(found, alone(deep(), batches)) < 1e-10
+
+
+def test_the_forecast_counts_the_weights_that_each_rank_keeps():
+    found = together(3, Tied().double(), [batch_of(8, classes=6)], schedule="1f1b")
+    options = {"schedule": "1f1b", "stages_per_rank": None}
+    with torch.device("meta"):
+        shares = [Pipeline.share(Tied(), options, 3, rank) for rank in range(3)]
+    for rank, share in zip(found, shares, strict=True):
+        held = {id(p): p.numel() for p in rank.strategy.module.parameters()}
+        assert sum(share.values()) == sum(held.values())
 
 
 class Awkward(nn.Module):
@@ -203,12 +244,20 @@ def test_what_cannot_be_cut_is_refused_in_words():
 
 @pytest.fixture(scope="module")
 def reference(server, tmp_path_factory):
-    return train(server, tmp_path_factory.mktemp("single"), DEEP, *SINGLE, "checkpoint.every_epochs=1")
+    return train(server, tmp_path_factory.mktemp("single"), DEEP, AVERAGED, *SINGLE)
 
 
-@pytest.mark.parametrize(("ranks", "schedule"), [(2, "1f1b"), (4, "zero_bubble_v")])
+@pytest.mark.parametrize(
+    ("ranks", "schedule"), [pytest.param(2, "1f1b", marks=pytest.mark.slow), (4, "zero_bubble_v")]
+)
 def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, ranks, schedule):
-    words = (PIPELINE, f"distributed.strategy.schedule={schedule}", f"distributed.world_size={ranks}", DEEP)
+    words = (
+        PIPELINE,
+        f"distributed.strategy.schedule={schedule}",
+        f"distributed.world_size={ranks}",
+        DEEP,
+        AVERAGED,
+    )
     run = train(server, tmp_path, *words)
     assert largest_difference(run, reference) < 1e-10
     for mine, theirs in zip(results(run)["epochs"], results(reference)["epochs"], strict=True):
@@ -230,11 +279,16 @@ def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, 
 
 def test_a_checkpoint_goes_on_under_any_strategy_and_back(server, tmp_path, reference):
     middle = reference.checkpoints / "step-00000008"
-    words = (PIPELINE, "distributed.world_size=3", DEEP, "training.max_grad_norm=100")
+    words = (PIPELINE, "distributed.world_size=3", DEEP, AVERAGED, "training.max_grad_norm=100")
     piped = train(server, tmp_path, *words, "training.epochs=2", start=middle)
     assert len(list(max(piped.checkpoints.glob("step-*")).glob("model-*"))) == 3  # each rank its own
     rest = train(
-        server, tmp_path, "distributed.world_size=2", DEEP, start=max(piped.checkpoints.glob("step-*"))
+        server,
+        tmp_path,
+        "distributed.world_size=2",
+        DEEP,
+        AVERAGED,
+        start=max(piped.checkpoints.glob("step-*")),
     )
     assert largest_difference(rest, reference) < 1e-10
 
