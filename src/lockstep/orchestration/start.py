@@ -224,7 +224,7 @@ def carry_out(
 def command(request: Request, run_id: str) -> str:
     """How the user goes on with a run, in the words that this one was started with."""
     script = Path(request.argv[0] if request.argv else "")
-    if script.name == "lockstep":
+    if script.name in ("lockstep", "__main__.py"):
         return f"uv run lockstep resume {run_id}"
     inside = script.is_absolute() and script.is_relative_to(request.folder)
     return f"uv run {script.relative_to(request.folder) if inside else script} --resume {run_id}"
