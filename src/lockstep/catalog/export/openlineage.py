@@ -25,11 +25,11 @@ SPECIFICATION = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEv
 NAMESPACE = "lockstep"
 ENDINGS = {"succeeded": "COMPLETE", "failed": "FAIL", "killed": "FAIL", "interrupted": "ABORT"}
 _STANDARD = {
-    "errorMessage": "1-0-0/ErrorMessageRunFacet",
-    "processing_engine": "1-1-0/ProcessingEngineRunFacet",
-    "sourceCodeLocation": "1-0-1/SourceCodeLocationJobFacet",
+    "errorMessage": "1-0-1/ErrorMessageRunFacet",
+    "processing_engine": "1-1-1/ProcessingEngineRunFacet",
+    "sourceCodeLocation": "1-1-0/SourceCodeLocationJobFacet",
     "jobType": "2-0-4/JobTypeJobFacet",
-    "version": "1-0-0/DatasetVersionDatasetFacet",
+    "version": "1-0-1/DatasetVersionDatasetFacet",
     "outputStatistics": "1-0-2/OutputStatisticsOutputDatasetFacet",
 }
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+")
