@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, Command
+from conftest import ROOT, Command, descendants
 from forging import edit_json, forge, rewrite
 from lockstep.catalog import events, verification
 from lockstep.catalog.run import Run
@@ -696,3 +696,43 @@ def test_an_earlier_attempts_seal_is_kept_and_verified(folder):
     change_first_tensor(folder.run.path / "manifest.attempt-1.json")
     forge(folder.run)
     assert any("manifest.attempt-1.json is the manifest of no seal" in each for each in findings(folder.run))
+
+
+def test_no_rank_is_left_to_write_after_the_seal_of_a_run_that_was_stopped_before_its_first_step(
+    server, tmp_path
+):
+    from lockstep import parameters
+    from lockstep.catalog import status
+    from lockstep.catalog.run import claim
+    from lockstep.errors import Interrupted
+    from lockstep.files import write_atomically
+    from lockstep.orchestration import steps
+    from lockstep.orchestration.display import Display
+    from lockstep.orchestration.session import Session, active
+    from training import SMALL as SMALL_SECTIONS
+
+    wanted = parameters.read(None, SMALL_SECTIONS)
+    run = claim(tmp_path / "catalog", "stopped")
+    descriptor = status.hold(run)
+    write_atomically(run.parameters, parameters.dump(wanted))
+    value = wanted.to_value()
+    session = Session(run, Display(quiet=True), ROOT, server)
+    try:
+        with active(session):
+            steps.prepare_data(value["seed"], value["data"])
+            steps.setup_distributed(**value)
+            session.stop_signal = "SIGINT"  # it arrives while the ranks are starting
+            with pytest.raises(Interrupted):
+                steps.train(value["distributed"])
+        children = {pid for pid in descendants(os.getpid()) if b"launchers.server" in command_of(pid)}
+        assert len(children) == 1  # the server itself, and no rank
+    finally:
+        status.release(run, descriptor)
+
+
+def command_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
