@@ -292,6 +292,22 @@ def test_it_listens_on_loopback_alone(server: Server) -> None:
     assert listening == [f"0100007F{wanted}"]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as another user")
+def test_another_user_of_the_machine_is_refused(server: Server) -> None:
+    program = (
+        "import os, socket, sys\n"
+        "connection = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "connection.close()\n"  # everything is imported now
+        "os.setuid(65534)\n"
+        "connection = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "connection.sendall(f'GET /api/runs HTTP/1.1\\r\\nHost: 127.0.0.1:{sys.argv[1]}\\r\\n\\r\\n'.encode())\n"
+        "print(connection.makefile('rb').readline())\n"
+    )
+    words = [sys.executable, "-c", program, str(server.port)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "b'HTTP/1.1 403 Forbidden\\r\\n'\n"
+
+
 def test_port_in_use_is_one_line(server: Server, catalog: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ui", "--catalog", str(catalog), "--port", str(server.port)]) == 2
     said = capsys.readouterr().err

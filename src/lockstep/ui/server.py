@@ -1,8 +1,9 @@
 """An HTTP server on the loopback address that only ever reads.
 
-What keeps others out: it listens on 127.0.0.1 alone; a request whose Host is not this address is refused, so
-that a web page which points its own name here (DNS rebinding) learns nothing; no other origin is ever allowed;
-anything but GET and HEAD is refused; no path of a request is used as a path of a file.
+What keeps others out: it listens on 127.0.0.1 alone; other users of this machine are refused; a request whose
+Host is not this address is refused, so that a web page which points its own name here (DNS rebinding) learns
+nothing; no other origin is ever allowed; anything but GET and HEAD is refused; no path of a request is used as
+a path of a file.
 """
 
 import errno
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from lockstep.errors import LockstepError, UsageError
 from lockstep.ui.answers import Answer, Missing, Site
+from lockstep.ui.peers import is_own
 
 ADDRESS = "127.0.0.1"
 DEFAULT_PORT = 8123
@@ -117,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         """Why this request is not answered; None where it is."""
         if self.headers.get_all("Host", []) not in ([name] for name in self.server.own_names()):
             return _plain(HTTPStatus.FORBIDDEN, "this server answers only as localhost or 127.0.0.1")
+        if not is_own(self.connection):
+            return _plain(HTTPStatus.FORBIDDEN, "this server answers only the user who started it")
         from_elsewhere = self.headers["Sec-Fetch-Site"] == "cross-site"
         if from_elsewhere and self.headers["Sec-Fetch-Mode"] != "navigate":
             return _plain(HTTPStatus.FORBIDDEN, "another site asked")
