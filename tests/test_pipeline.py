@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from lockstep.collectives.pipeline import classic_bubble
 from lockstep.engine.activations import drop_activations
 from lockstep.errors import RunFailed
 from lockstep.files import read_json_lines
 from lockstep.models.gpt import gpt
 from lockstep.strategies._pipeline_cut import cut, units
-from lockstep.strategies._pipeline_schedules import classic_bubble
 from lockstep.strategies.base import Batch
 from lockstep.strategies.pipeline import Pipeline
 from pipeline_ranks import alone, batch_of, difference, together, whole

@@ -1,5 +1,6 @@
 """Pipeline schedules are data that can be proven: every one is, and a broken one is found out."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.strategies._pipeline_draw import as_svg, as_text
-from lockstep.strategies._pipeline_proof import _stuck, failures_of, prove
-from lockstep.strategies._pipeline_schedules import Action, classic_bubble, make
+from lockstep.collectives.pipeline import Action, classic_bubble, make
+from lockstep.collectives.pipeline_draw import as_svg, as_text
+from lockstep.collectives.pipeline_prove import _stuck, failures_of, prove
 
 KINDS = [
     ("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("zero_bubble", 1), ("zero_bubble", 2),
@@ -107,9 +108,26 @@ def test_a_drawing_shows_every_action_and_every_idle_unit():
     assert image.startswith("<svg") and "idle 25.0%" in image and "<script" not in image
 
 
+def test_the_command_prints_draws_and_proves(capsys, tmp_path):
+    from lockstep.cli import main
+
+    words = ["collectives", "pipeline", "--world-size", "2", "--micro-batches", "3"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "rank 1 .  F0 B0 B0 F1" in printed and "idle 25.0%" in printed and "proven: " in printed
+    assert main([*words, "--schedule", "zero_bubble_v", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["placement"] == [0, 1, 1, 0] and value["failures"] == []
+    assert sum(len(row) for row in value["rows"]) == 3 * 4 * 3
+    assert main([*words, "--svg", str(tmp_path / "drawing.svg")]) == 0
+    assert (tmp_path / "drawing.svg").read_text().startswith("<svg")
+    assert main([*words, "--stages-per-rank", "3"]) == 2
+    assert "found 3, allowed with 1f1b: 1" in capsys.readouterr().err
+
+
 def test_schedules_are_made_proven_and_drawn_without_torch():
     code = (
-        "import sys; from lockstep.strategies import _pipeline_draw, _pipeline_proof as p; "
+        "import sys; from lockstep.collectives import pipeline_draw, pipeline_prove as p; "
         "p.prove('zero_bubble_v', 3, 4, 2); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

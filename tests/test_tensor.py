@@ -169,7 +169,7 @@ class Own(nn.Module):
 
 def test_what_cannot_be_cut_is_refused_in_words():
     with pytest.raises(
-        RunFailed, match="Sequential without a plan.*mlp .*vit and gpt.*attribute tensor_plan"
+        RunFailed, match=r"Sequential without a plan.*mlp .*vit and gpt.*attribute tensor_plan"
     ):
         plan_of(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(RunFailed, match="without a plan"):
@@ -190,7 +190,7 @@ def test_what_cannot_be_cut_is_refused_in_words():
         check_sizes(model, plan_of(model), 4)
     tokens = gpt((5,), 7, dim=12, depth=1, heads=3)
     with pytest.raises(
-        RunFailed, match="query has 12 outputs, 3 groups of 4, which 2 ranks.*allowed: 1, 3 ranks"
+        RunFailed, match=r"query has 12 outputs, 3 groups of 4, which 2 ranks.*allowed: 1, 3 ranks"
     ):
         check_sizes(tokens, plan_of(tokens), 2)
     with pytest.raises(RunFailed, match="data_parallel: found 3 for 4 ranks, allowed: 1, 2, 4"):

@@ -9,6 +9,7 @@ SUBCOMMANDS = {
     "prove": "show by symbolic execution that every algorithm is right at every world size",
     "cost": "what collectives would take on a cluster, by the alpha-beta-gamma model",
     "bench": "measure our all-reduce and gloo's own in turn, on processes of this machine",
+    "pipeline": "draw and prove in which order the ranks of a pipeline compute",
     "run": "train a small linear model on real processes, each step checked against the serial result",
 }
 """Each is a module of its own, ``collectives_<name>``, with ``configure`` and ``run`` as a command has."""

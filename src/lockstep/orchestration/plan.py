@@ -10,7 +10,7 @@ from lockstep.catalog.run import Run
 from lockstep.errors import RunFailed
 from lockstep.files import read_json
 from lockstep.linux import cores, gpus
-from lockstep.parameters import Parameters
+from lockstep.parameters import Choice, Parameters
 
 ON_GPUS = ("single", "ddp", "fsdp")
 
@@ -44,12 +44,21 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
         "rendezvous": "file",
         "interface": "lo",
         "global_batch_size": batch,
-        "per_rank_batch": [batch * (rank + 1) // ranks - batch * rank // ranks for rank in range(ranks)],
+        "per_rank_batch": per_rank_batch(batch, ranks, strategy),
         "steps_per_epoch": steps_per_epoch,
         "steps": steps,
         "splits": splits,
         "warnings": warnings(parameters, splits, threads, available) + other_data(run, data),
     }
+
+
+def per_rank_batch(batch: int, ranks: int, strategy: Choice) -> list[int]:
+    """How many samples of a global batch go through each rank: in a pipeline all of them."""
+    groups = 1 if strategy.name == "pipeline" else strategy.options.get("data_parallel", ranks)
+    if not groups or ranks % groups:
+        groups = ranks  # which the strategy will refuse, and say why
+    shares = [batch * (group + 1) // groups - batch * group // groups for group in range(groups)]
+    return [shares[rank * groups // ranks] for rank in range(ranks)]
 
 
 def device(parameters: Parameters) -> str:

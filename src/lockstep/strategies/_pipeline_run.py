@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lockstep.collectives.pipeline import Action, Schedule
 from lockstep.errors import RunFailed
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies._passes import Passes
 from lockstep.strategies._pipeline_backward import Backward, Pass
 from lockstep.strategies._pipeline_cut import Unit
-from lockstep.strategies._pipeline_schedules import Action, Schedule
 from lockstep.strategies.base import Batch, Outcome, Shard, clock
 from lockstep.transports.base import Label, Pending, Transport
 

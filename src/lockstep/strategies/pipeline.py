@@ -1,7 +1,7 @@
 """Pipeline parallelism: each rank holds a stretch of the model's parts, and micro-batches go from rank to rank.
 
-The schedules are data, and they are ours: see `_pipeline_schedules` for what there is and where it comes from,
-`_pipeline_proof` for what is shown of each, `_pipeline_run` for how a rank carries its row out.
+The schedules are data, and they are ours: see `collectives.pipeline` for what there is and where it comes from,
+`collectives.pipeline_prove` for what is shown of each, `_pipeline_run` for how a rank carries its row out.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lockstep.collectives.pipeline import FIXED_STAGES, Schedule, classic_bubble, make, stages_of
 from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies import _pipeline_state
 from lockstep.strategies._pipeline_balance import measured_costs
 from lockstep.strategies._pipeline_cut import Ownership, Unit, check_stages, cut, ownership, strip, units
 from lockstep.strategies._pipeline_run import Runner, boundaries, sum_among
-from lockstep.strategies._pipeline_schedules import Schedule, classic_bubble, make, stages_of
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, key, open_transport
 from lockstep.transports.base import Label
@@ -261,7 +261,7 @@ class _Kept(nn.Module):
 
 
 def _stages_per_rank(schedule: str, wanted: int | None) -> int:
-    fixed = {"gpipe": 1, "1f1b": 1, "zero_bubble_v": 2}.get(schedule)
+    fixed = FIXED_STAGES.get(schedule)
     if fixed is not None and wanted not in (None, fixed):
         raise RunFailed(
             f"distributed.strategy.stages_per_rank: found {wanted} with schedule {schedule}, allowed: {fixed}; for "

@@ -4,7 +4,7 @@ The four kinds differ by their letter and their frame and not by colour alone.
 """
 
 from lockstep.catalog.report.markup import Html, el
-from lockstep.strategies._pipeline_schedules import Action, Schedule, classic_bubble
+from lockstep.collectives.pipeline import Action, Schedule, classic_bubble
 
 LEFT, TOP, CELL, ROW = 74, 58, 26, 34  # pixels
 STYLE = """

@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass
 
-from lockstep.strategies._pipeline_schedules import UNITS, Action, Schedule, classic_bubble, make
+from lockstep.collectives.pipeline import UNITS, Action, Schedule, classic_bubble, make
 
 Done = tuple[str, int, int]
 
@@ -72,7 +72,9 @@ def _miscounted(schedule: Schedule) -> list[str]:
 
 
 def _overlaps(schedule: Schedule) -> list[str]:
-    early = [f"{describe(action)} starts before 0" for row in schedule.rows for action in row if action.start < 0]
+    early = [
+        f"{describe(action)} starts before 0" for row in schedule.rows for action in row if action.start < 0
+    ]
     return early + [
         f"rank {rank} starts {describe(later)} at {later.start}, before {describe(earlier)} is over"
         for rank, row in enumerate(schedule.rows)

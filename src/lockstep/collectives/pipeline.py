@@ -3,7 +3,7 @@
 A schedule is a row of actions for each rank. An action is the forward pass of one stage for one micro-batch (``F``),
 its backward pass (``B``, two units), or the two halves of that: the gradient of the input (``I``), which the stage
 before waits for, and that of the weights (``W``), which nobody does. Nothing here needs torch: the same rows are
-proven (`_pipeline_proof`), drawn (`_pipeline_draw`) and executed (`_pipeline_run`).
+proven (`pipeline_prove`), drawn (`pipeline_draw`) and carried out (`strategies/_pipeline_run`).
 
 The rows are made by one of two rules. A strict rank does forward passes until it keeps as many activations as its
 limit allows, then a backward pass for each further one. A greedy rank, whose backward is in two halves, takes an
@@ -26,6 +26,7 @@ from typing import Literal
 
 Kind = Literal["F", "B", "I", "W"]
 UNITS: dict[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
+FIXED_STAGES = {"gpipe": 1, "1f1b": 1, "zero_bubble_v": 2}  # a rank; the others take any number
 NAMES = ("gpipe", "1f1b", "interleaved", "zero_bubble", "zero_bubble_v")
 
 
