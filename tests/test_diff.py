@@ -147,6 +147,32 @@ def test_other_world_sizes_are_compared_in_what_is_of_all_ranks_together(tmp_pat
     assert compared(a, c, tolerance=1e-4)["training"]["beyond"]["step"] == 7
 
 
+def test_slices_add_up_to_the_whole(tmp_path):
+    first = dict.fromkeys(TENSORS, 12345)
+
+    def sliced(rank, line):
+        for step in (5, 10, 15, 20):
+            if line["kind"] == "step" and line["step"] == step:
+                rest = {name: value - 12345 for name, value in prints(step).items()}
+                line["parameter_digests"] = [first, rest][rank]
+        if line["kind"] == "start":
+            line["parameter_digests"] = [first, {k: v - 12345 for k, v in prints(0).items()}][rank]
+
+    a, b = build(tmp_path, "a"), build(tmp_path, "b", edit=sliced)
+    b.parameters.write_text(b.parameters.read_text().replace("name: ddp", "name: fsdp"))
+    assert compared(a, b)["training"]["verdict"] == compare.SAME
+
+    def spoiled(rank, line):
+        sliced(rank, line)
+        if rank == 1 and line.get("step") == 10 and line["kind"] == "step":
+            line["parameter_digests"][TENSORS[1]] += 1
+
+    c = build(tmp_path, "c", edit=spoiled)
+    c.parameters.write_text(b.parameters.read_text())
+    first_seen = compared(a, c)["training"]["first"]
+    assert (first_seen["step"], first_seen["ranks"], first_seen["tensors"]) == (10, None, [TENSORS[1]])
+
+
 def test_samples_that_differ_are_no_matter_of_tolerance(tmp_path):
     a = build(tmp_path, "a")
     b = build(tmp_path, "b", edit=at_step(10, batch_digest=4))
@@ -416,6 +442,18 @@ def test_the_same_training_on_other_world_sizes_agrees_within_rounding_and_has_t
     found = compared(a, b, tolerance=1e-10)["training"]
     assert found["verdict"] == compare.WITHIN
     assert found["first"]["quantity"] != quantities.SAMPLES and found["compared"][quantities.SAMPLES] == 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor", "pipeline", "naive"])
+def test_slices_of_weights_are_compared_as_wholes_with_another_strategys(server, tmp_path, strategy):
+    a = train(server, tmp_path, "training.digest_every=2", "training.epochs=1")
+    b = train(
+        server, tmp_path, "training.digest_every=2", "training.epochs=1", f"distributed.strategy={strategy}"
+    )
+    found = compared(a, b, tolerance=1e-10)["training"]
+    assert found["verdict"] in (compare.SAME, compare.WITHIN)
+    assert found["first"] is None or found["first"]["step"] > 0  # they start from the same weights
 
 
 @pytest.mark.slow

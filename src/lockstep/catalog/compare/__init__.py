@@ -27,7 +27,8 @@ def compare(a: Run, b: Run, folders: list[Path], tolerance: float | None = None)
     source = code.compare(code.state_of(a), code.state_of(b), folders)
     left, right = metrics.read(a), metrics.read(b)
     single = any(values.get("training.precision") != "fp64" for values in before)
-    walk = parting.walk(left, right, tolerance, single)
+    same_layout = _layout(before[0]) == _layout(before[1])
+    walk = parting.walk(left, right, tolerance, single, same_layout)
     pairs = tensors.common(a, b)
     results = found["metrics"] if left.last == right.last else []
     first, beyond = _with_checkpoints(walk, pairs, results, tolerance)
@@ -149,18 +150,29 @@ def _explained(
             "differing": len(apart),
         }
     if not first.tensors:
-        found["seen_next"] = _next_tensors(first.step, left, right)
+        found["seen_next"] = _next_tensors(first.step, left, right, walk.same_layout)
     return found
 
 
-def _next_tensors(step: int, left: metrics.Steps, right: metrics.Steps) -> dict[str, Any] | None:
+def _next_tensors(
+    step: int, left: metrics.Steps, right: metrics.Steps, same_layout: bool
+) -> dict[str, Any] | None:
     """The tensors that differ where fingerprints were next taken, from the step of the difference on."""
     for later in sorted(left.lines.keys() & right.lines.keys()):
         if later < step:
             continue
-        for difference in quantities.prints_of(left, right, later):
+        for difference in quantities.prints_of(left, right, later, same_layout):
             return difference.as_dict()
     return None
+
+
+def _layout(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What decides which slices of the weights a rank holds."""
+    return {
+        key: value
+        for key, value in parameters.items()
+        if key == "distributed.world_size" or key.startswith("distributed.strategy")
+    }
 
 
 def _inexact(parameters: dict[str, Any]) -> bool:

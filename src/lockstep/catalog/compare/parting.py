@@ -7,12 +7,20 @@ is where the runs part, as far as they were looked at: weights are fingerprinted
 
 from lockstep.catalog.compare import quantities
 from lockstep.catalog.compare.quantities import COUNTED, SAMPLES, WEIGHTS, Difference, Walk
-from lockstep.catalog.compare.steps import Steps
+from lockstep.catalog.compare.steps import Place, Steps
+
+State = dict[int, tuple[bytes, Place]]
+PARAMETERS = "parameter_digests"
 
 
-def walk(a: Steps, b: Steps, tolerance: float | None = None, single: bool = True) -> Walk:
-    """Compare every step that both have. ``single``: computed in fp32, else in fp64."""
-    found = Walk(steps=sorted(a.lines.keys() & b.lines.keys()))
+def walk(
+    a: Steps, b: Steps, tolerance: float | None = None, single: bool = True, same_layout: bool = True
+) -> Walk:
+    """Compare every step that both have.
+
+    ``single``: computed in fp32 or less, else in fp64. ``same_layout``: ranks of one number hold the same slices.
+    """
+    found = Walk(steps=sorted(a.lines.keys() & b.lines.keys()), same_layout=same_layout)
     found.rounding = 16 * (2.0**-23 if single else 2.0**-52)
     first = found.steps[0] if found.steps else 1
     _begin(found, a, b, first)
@@ -27,7 +35,7 @@ def walk(a: Steps, b: Steps, tolerance: float | None = None, single: bool = True
             _note(found, difference, tolerance)
         for difference in quantities.validation(found, a, b, step):
             _note(found, difference, tolerance)
-        if found.first is None and _same_state(a, b, step):
+        if found.first is None and _same_state(a, b, step, same_layout):
             found.last_same_weights = step
     return found
 
@@ -37,14 +45,16 @@ def _begin(found: Walk, a: Steps, b: Steps, first: int) -> None:
     before = first - 1
     if before not in a.states or before not in b.states:
         return
-    if _same_state(a, b, before):
+    if _same_state(a, b, before, found.same_layout):
         found.last_same_weights = before
         return
     left, right = a.states[before], b.states[before]
     ranks = sorted(rank for rank in left.keys() & right.keys() if left[rank][0] != right[rank][0])
-    if ranks:
-        names = quantities.differing(left[ranks[0]][1].read(), right[ranks[0]][1].read(), "parameter_digests")
+    if found.same_layout and left.keys() == right.keys():
+        names = quantities.differing(left[ranks[0]][1].read(), right[ranks[0]][1].read(), PARAMETERS)
         _note(found, Difference(before, WEIGHTS, ranks, names), None)
+    elif names := _differing_wholes(left, right):
+        _note(found, Difference(before, WEIGHTS, None, names), None)
 
 
 def _note(found: Walk, difference: Difference, tolerance: float | None) -> None:
@@ -64,11 +74,18 @@ def _note(found: Walk, difference: Difference, tolerance: float | None) -> None:
         found.beyond = difference
 
 
-def _same_state(a: Steps, b: Steps, step: int) -> bool:
+def _same_state(a: Steps, b: Steps, step: int, same_layout: bool) -> bool:
     """Whether both have the fingerprints of all weights after a step, and they are the same."""
     left, right = a.states.get(step), b.states.get(step)
     if not left or not right:
         return False
-    if left.keys() == right.keys():
+    if same_layout and left.keys() == right.keys():
         return all(left[rank][0] == right[rank][0] for rank in left)
-    return len({prints for prints, _ in (*left.values(), *right.values())}) == 1
+    return not _differing_wholes(left, right)
+
+
+def _differing_wholes(left: State, right: State) -> list[str]:
+    if len({prints for prints, _ in (*left.values(), *right.values())}) == 1:
+        return []  # every rank of both holds the same
+    places = [[place for _, place in ranks.values()] for ranks in (left, right)]
+    return quantities.differing_wholes(places[0], places[1], PARAMETERS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lockstep.catalog.compare.steps import Line, Steps, is_number
+from lockstep.catalog.compare.steps import Line, Place, Steps, is_number
 
 SAMPLES, WEIGHTS = "samples of the batch", "weights after the update"
 NAMES = {
@@ -52,6 +52,7 @@ class Walk:
     steps: list[int] = field(default_factory=list)
     compared: dict[str, int] = field(default_factory=dict)  # how many values of each quantity
     by_rank: bool = True  # false: the ranks share the work differently, so only what is common was compared
+    same_layout: bool = True  # the ranks of both hold the same slices of the weights
     rounding: float = 0.0  # a mean put together from ranks' means may differ by it for that alone
     last_same_weights: int | None = None  # before the first difference
     largest: dict[str, Difference] = field(default_factory=dict)
@@ -101,7 +102,9 @@ def by_rank(found: Walk, step: int, left: dict[int, Line], right: dict[int, Line
     if ranks := [rank for rank, one, other in batches if one != other]:
         yield Difference(step, SAMPLES, ranks)
     for name in (*BEFORE_UPDATE, "parameter_digests"):
-        if name.endswith("digests"):
+        if name in ("gradient_digests", "parameter_digests") and not found.same_layout:
+            yield from _merged(found, step, name, left, right)
+        elif name.endswith("digests"):
             yield from _prints(found, step, name, pairs)
         else:
             yield from _scalars(found, step, name, pairs)
@@ -186,23 +189,36 @@ def _mean(ranks: dict[int, Line], name: str) -> float | None:
 def _merged(
     found: Walk, step: int, name: str, left: dict[int, Line], right: dict[int, Line]
 ) -> Iterator[Difference]:
-    """Fingerprints of what every rank of a run agrees on, or only one holds."""
+    """Fingerprints of whole tensors, however the ranks hold them."""
     if not all(name in line.prints for line in (*left.values(), *right.values())):
         return
-    one, other = _agreed(left, name), _agreed(right, name)
-    common = [key for key in one if key in other]
-    _count(found, NAMES[name], bool(common))
-    if names := [key for key in common if one[key] != other[key]]:
+    _count(found, NAMES[name], 1)
+    places = [[line.place for line in ranks.values()] for ranks in (left, right)]
+    if names := differing_wholes(places[0], places[1], name):
         yield Difference(step, NAMES[name], None, names)
 
 
-def _agreed(ranks: dict[int, Line], name: str) -> dict[str, int]:
-    values: dict[str, set[int]] = {}
-    for prints in {line.prints[name]: line for line in ranks.values()}.values():
-        found = prints.place.read().get(name)
+def differing_wholes(left: list[Place], right: list[Place], name: str) -> list[str]:
+    """The tensors that are not the same as wholes, each run's being told by a line of each of its ranks.
+
+    A tensor stands on every rank, or each rank holds its slice. Which of the two a line does not say: where all
+    ranks have one fingerprint it may be either, else the slices' add up (modulo 2^64) to that of the whole.
+    """
+    one, other = _wholes(left, name), _wholes(right, name)
+    names = [*one, *(key for key in other if key not in one)]
+    return [key for key in names if not one.get(key, set()) & other.get(key, set())]
+
+
+def _wholes(places: list[Place], name: str) -> dict[str, set[int]]:
+    values: dict[str, list[int]] = {}
+    for place in places:
+        found = place.read().get(name)
         for key, value in found.items() if isinstance(found, dict) else ():
-            values.setdefault(key, set()).add(value)
-    return {key: each.pop() for key, each in values.items() if len(each) == 1}
+            values.setdefault(key, []).append(value)
+    return {
+        key: {sum(each) % 2**64, *({each[0] % 2**64} if len(set(each)) == 1 else ())}
+        for key, each in values.items()
+    }
 
 
 def validation(found: Walk, a: Steps, b: Steps, step: int) -> Iterator[Difference]:
@@ -231,10 +247,10 @@ def _count(found: Walk, quantity: str, values: int) -> None:
         found.compared[quantity] = found.compared.get(quantity, 0) + values
 
 
-def prints_of(a: Steps, b: Steps, step: int) -> Iterator[Difference]:
+def prints_of(a: Steps, b: Steps, step: int, same_layout: bool) -> Iterator[Difference]:
     """What the fingerprints of one step tell apart, with the tensors' names."""
     left, right, none = a.lines[step], b.lines[step], Walk()
-    if same_shares(left, right):
+    if same_layout and same_shares(left, right):
         pairs = [(rank, left[rank], right[rank]) for rank in sorted(left)]
         for name in ("gradient_digests", "own_gradient_digests", "parameter_digests"):
             yield from _prints(none, step, name, pairs)
