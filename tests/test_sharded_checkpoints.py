@@ -334,7 +334,8 @@ def test_the_closing_model_is_put_together_from_the_slices_below_a_size(server, 
     large = train(server, tmp_path, *fsdp(2), "training.epochs=1", "checkpoint.closing_limit_gb=0.000001")
     assert not large.model.exists()
     assert any(
-        "closing_limit_gb is 1e-06" in json.loads(line).get("message", "") for line in large.events.open()
+        "closing_limit_gb is 1e-06" in json.loads(line).get("message", "")
+        for line in large.events.read_text().splitlines()
     )
 
 

@@ -1,16 +1,18 @@
-"""`lockstep export`: a run in the words of others: in-toto, OpenLineage, MLflow."""
+"""`lockstep export`: a run in the words of others: in-toto, OpenLineage, MLflow; and its weights as one plain file."""
 
 import argparse
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from lockstep.catalog.run import Run, find
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
-from lockstep.errors import UsageError
-from lockstep.files import printable, write_atomically
+from lockstep.errors import LockstepError, UsageError
+from lockstep.files import printable, temporary_beside, write_atomically
 
 Exporter = Callable[[Run, argparse.Namespace], int]
 
@@ -29,6 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-checkpoints", action="store_true", help="mlflow: upload the checkpoints and the model as well"
     )
+    parser.add_argument(
+        "--step", metavar="N", type=int, help="safetensors, pt: that checkpoint; default: the newest"
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="safetensors, pt: the moving average in the place of the weights"
+    )
     add_reading_options(parser)
 
 
@@ -40,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         "--with-checkpoints": arguments.with_checkpoints,
     }
     wrong = [name for name, value in mlflow_only.items() if value] if arguments.format != "mlflow" else []
+    if arguments.format not in ("safetensors", "pt"):
+        wrong += [name for name, value in (("--step", arguments.step is not None), ("--ema", arguments.ema)) if value]
     if arguments.format == "mlflow" and arguments.output is not None:
         wrong = ["--output"]
     if wrong:
@@ -76,21 +86,70 @@ def _mlflow(found: Run, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _weights(found: Run, arguments: argparse.Namespace) -> int:
+    target = _target(found, arguments.output, arguments.format)
+    if target is None:
+        raise UsageError(f"--format {arguments.format} needs --output: a file, or a folder to put it in")
+    plain = importlib.import_module("lockstep.catalog.export.plain_weights")
+    checkpoint = plain.checkpoint_of(found, arguments.step)
+    about = {"format": "pt", "run_id": found.run_id, "checkpoint": checkpoint.name}
+    if arguments.format == "safetensors":
+        count = plain.write(checkpoint, target, about, arguments.ema)
+    else:
+        with temporary_beside(target) as between, temporary_beside(target) as made:
+            count = plain.write(checkpoint, between, about, arguments.ema)
+            _as_pt(between, made)
+            made.chmod(0o644)
+            made.replace(target)
+    told = {"path": str(target), "checkpoint": checkpoint.name, "tensors": count, "bytes": target.stat().st_size}
+    if arguments.json:
+        output.write_json(told)
+    else:
+        output.write_line(f"wrote {target}: {count} tensors of {checkpoint.name}, {told['bytes']:,} bytes")
+    return 0
+
+
+def _as_pt(source: Path, target: Path) -> None:
+    """By a process that may import torch: this one may not."""
+    command = [sys.executable, "-P", "-m", "lockstep.engine.plain_pt", str(source), str(target)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise LockstepError(f"the .pt could not be written: {last[0]}")
+
+
 # A format is one function here and a module of its own, imported when it is asked for.
-FORMATS: dict[str, Exporter] = {"in-toto": _in_toto, "openlineage": _openlineage, "mlflow": _mlflow}
+FORMATS: dict[str, Exporter] = {
+    "in-toto": _in_toto,
+    "openlineage": _openlineage,
+    "mlflow": _mlflow,
+    "safetensors": _weights,
+    "pt": _weights,
+}
 ABOUT = {
     "in-toto": "in-toto: a statement with SLSA provenance, its subjects the checkpoints",
     "openlineage": "openlineage: run events, a JSON value a line",
     "mlflow": "mlflow: to a tracking server (needs the extra mlflow)",
+    "safetensors": "safetensors: the weights of a checkpoint as one plain file",
+    "pt": "pt: the same as a state dict that torch.load takes",
 }
 
 
 def _deliver(text: str, found: Run, arguments: argparse.Namespace, ending: str) -> int:
     """Print, or write in one step; never into the record itself, whose seal covers every file."""
-    target: Path | None = arguments.output
+    target = _target(found, arguments.output, ending)
     if target is None:
         output.write_line(text.removesuffix("\n"))
         return 0
+    write_atomically(target, text)
+    output.write_line(f"wrote {target}")
+    return 0
+
+
+def _target(found: Run, target: Path | None, ending: str) -> Path | None:
+    """Where to write; None without --output. Raises UsageError for a place where nothing may be written."""
+    if target is None:
+        return None
     if target.is_dir():
         target = target / f"{found.run_id}.{ending}"
     if target.resolve().is_relative_to(found.path):
@@ -99,6 +158,4 @@ def _deliver(text: str, found: Run, arguments: argparse.Namespace, ending: str) 
         raise UsageError(f"--output {target}: there is no folder {target.parent}")
     if target.exists() and not target.is_file():
         raise UsageError(f"--output {target} is there and is no file")
-    write_atomically(target, text)
-    output.write_line(f"wrote {target}")
-    return 0
+    return target

@@ -37,6 +37,10 @@ class Neighbours(Among):
         """From another of them, and added."""
         return super().recv_reduce(into, self._first + source, tag, reduce)
 
+    def close(self) -> None:
+        """Close the transport, which nobody else uses."""
+        self._whole.close()
+
 
 class RingReduceScatter(ReduceScatter):
     """What ``FSDPModule.set_custom_reduce_scatter`` takes; for tensors on the CPU."""
@@ -50,7 +54,9 @@ class RingReduceScatter(ReduceScatter):
         """The buckets of a step are counted from 0."""
         self.bucket, self.step = 0, step
 
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def allocate(
+        self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         """Memory of the moment, as the default does it."""
         return torch.empty(size, dtype=dtype, device=device)
 

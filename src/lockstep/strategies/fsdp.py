@@ -18,20 +18,18 @@ import torch._dynamo  # which sharding needs anyway: imported with this file, a 
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
-    MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
 )
 
 from lockstep.errors import RunFailed, UsageError
 from lockstep.plugins import Plugin
-from lockstep.strategies._blocks import blocks
 from lockstep.strategies._dtensors import Parts, local, restore, slices
 from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
+from lockstep.strategies._fsdp_wrap import group_size, mesh_of, own_bytes, policy, rows, separable
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
 from lockstep.transports._sent import SentBytes
@@ -67,7 +65,7 @@ class Fsdp(Strategy):
     ) -> None:
         super().__init__(group)
         self.sharding, self.cpu_offload = sharding, cpu_offload
-        self.ranks_per_group = _group_size(group.world_size, sharding, ranks_per_group)
+        self.ranks_per_group = group_size(group.world_size, sharding, ranks_per_group)
         self.param_dtype, self.reduce_dtype = _DTYPES[param_dtype], _DTYPES[reduce_dtype]
         self.exact = param_dtype is None and reduce_dtype is None
         self.wrapped: dict[str, FSDPModule] = {}  # by name, in the order of the blocks; the root has no name
@@ -82,8 +80,8 @@ class Fsdp(Strategy):
     @classmethod
     def share(cls, module: nn.Module, options: dict[str, Any], world_size: int, rank: int) -> dict[str, int]:
         """Equal rows of each parameter; the last ranks have fewer, or none."""
-        size = _group_size(world_size, options["sharding"], options["ranks_per_group"])
-        return {name: _rows(p, size, rank % size) for name, p in module.named_parameters()}
+        size = group_size(world_size, options["sharding"], options["ranks_per_group"])
+        return {name: rows(p, size, rank % size) for name, p in module.named_parameters()}
 
     @property
     def gradient_scale(self) -> float:
@@ -126,58 +124,24 @@ class Fsdp(Strategy):
             self.transport = open_transport(sums, {"name": "shm", "piece_kb": 4, "slot_kb": 4})
 
     def _wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        policy = {
-            "mesh": self._mesh(device),
-            "mp_policy": self._precision(module),
-            "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu")
-            if self.cpu_offload
-            else OffloadPolicy(),
-        }
+        mesh = mesh_of(device.type, self.group.world_size, self.ranks_per_group, self.sharding)
+        precision = policy(module, self.param_dtype, self.reduce_dtype)
+        offload = CPUOffloadPolicy(pin_memory=device.type != "cpu") if self.cpu_offload else OffloadPolicy()
         again = self.sharding != "shard_grad_op"
-        for name, block in self._chosen(module).items():
-            self.wrapped[name] = fully_shard(block, reshard_after_forward=again, **policy)
+        chosen, self.left_to_root = separable(module)
+        for name, block in chosen.items():
+            self.wrapped[name] = fully_shard(
+                block, mesh=mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload
+            )
         # The root's own parameters are needed again at once, when backward begins: they stay.
-        self.wrapped[""] = fully_shard(module, reshard_after_forward=False, **policy)
+        self.wrapped[""] = fully_shard(
+            module, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload
+        )
         if self._ring_wanted and device.type == "cpu" and self.ranks_per_group > 1:
             self._ring = RingReduceScatter(self._among_the_group())
             for each in self.wrapped.values():
                 each.set_custom_reduce_scatter(self._ring)
         return module
-
-    def _mesh(self, device: torch.device) -> DeviceMesh:
-        ranks, within = self.group.world_size, self.ranks_per_group
-        if self.sharding != "hybrid":
-            return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
-        return init_device_mesh(device.type, (ranks // within, within), mesh_dim_names=("replicate", "shard"))
-
-    def _precision(self, module: nn.Module) -> MixedPrecisionPolicy:
-        own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        if self.exact:
-            return MixedPrecisionPolicy()
-        # Said outright: what null means for sums has changed between versions of torch.
-        return MixedPrecisionPolicy(
-            param_dtype=self.param_dtype, reduce_dtype=self.reduce_dtype or own, output_dtype=own
-        )
-
-    def _chosen(self, module: nn.Module) -> dict[str, nn.Module]:
-        """The blocks to wrap. A parameter that is used in two places has to be gathered for both at once."""
-        uses: dict[int, int] = {}
-        for part in module.modules():
-            for parameter in part.parameters(recurse=False):
-                uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-        chosen = {}
-        for name, block in blocks(module).items():
-            if block is module:
-                continue
-            inside: dict[int, int] = {}
-            for part in block.modules():
-                for parameter in part.parameters(recurse=False):
-                    inside[id(parameter)] = inside.get(id(parameter), 0) + 1
-            if any(uses[number] > count for number, count in inside.items()):
-                self.left_to_root[name] = "it shares a parameter with what is outside of it"
-            else:
-                chosen[name] = block
-        return chosen
 
     def _among_the_group(self) -> Neighbours:
         group, within = self.group, self.ranks_per_group
@@ -272,7 +236,7 @@ class Fsdp(Strategy):
 
     def describe(self) -> dict[str, Any]:
         """What is gathered together, and how large it is."""
-        sizes = {name: _own_bytes(each) for name, each in self.wrapped.items()}
+        sizes = {name: own_bytes(each) for name, each in self.wrapped.items()}
         return {
             "sharding": self.sharding,
             "ranks_per_group": self.ranks_per_group,
@@ -293,41 +257,3 @@ class Fsdp(Strategy):
         super().close()
         dist.barrier()
         dist.destroy_process_group()
-
-
-def _group_size(ranks: int, sharding: str, wanted: int | None) -> int:
-    """How many ranks share one copy of the parameters. Raises RunFailed where that does not divide them."""
-    where = "distributed.strategy.ranks_per_group"
-    if sharding != "hybrid":
-        if wanted is not None:
-            raise RunFailed(
-                f"{where}: found {wanted} beside sharding: {sharding}, allowed: null; or set sharding to hybrid"
-            )
-        return ranks
-    if wanted is None:
-        wanted = max(size for size in range(1, ranks // 2 + 1) if ranks % size == 0) if ranks > 1 else 1
-    if ranks % wanted:
-        fitting = ", ".join(str(size) for size in range(1, ranks + 1) if ranks % size == 0)
-        raise RunFailed(
-            f"{where}: found {wanted} for {ranks} ranks, allowed: {fitting}, which divide them equally"
-        )
-    return wanted
-
-
-def _rows(parameter: Tensor, size: int, rank: int) -> int:
-    """The elements of a rank's rows, as torch.chunk cuts them."""
-    if not parameter.numel():
-        return 0
-    rows = -(-parameter.shape[0] // size)
-    return max(min(rows, parameter.shape[0] - rank * rows), 0) * (parameter.numel() // parameter.shape[0])
-
-
-def _own_bytes(wrapped: Any) -> int:
-    """What is gathered when this module is: its parameters without those of modules that are wrapped themselves."""
-    inner = {
-        id(parameter)
-        for part in wrapped.modules()
-        if part is not wrapped and isinstance(part, FSDPModule)
-        for parameter in part.parameters()
-    }
-    return sum(p.numel() * p.element_size() for p in wrapped.parameters() if id(p) not in inner)

@@ -1,0 +1,93 @@
+"""How a model is cut up for FSDP: which of its parts are gathered together, over which ranks, in which precision."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+
+from lockstep.errors import RunFailed
+from lockstep.strategies._blocks import blocks
+
+
+def separable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The blocks to wrap, and those that are left to the root, with the reason.
+
+    A parameter that is used in two places has to be gathered for both at once.
+    """
+    uses = _uses(module)
+    chosen, left = {}, {}
+    for name, block in blocks(module).items():
+        if block is module:
+            continue
+        if any(uses[number] > count for number, count in _uses(block).items()):
+            left[name] = "it shares a parameter with what is outside of it"
+        else:
+            chosen[name] = block
+    return chosen, left
+
+
+def _uses(module: nn.Module) -> dict[int, int]:
+    """In how many places below a module each parameter stands."""
+    found: dict[int, int] = {}
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            found[id(parameter)] = found.get(id(parameter), 0) + 1
+    return found
+
+
+def mesh_of(device: str, ranks: int, within: int, sharding: str) -> DeviceMesh:
+    """All ranks in a row, or replicas of groups of ``within``."""
+    if sharding != "hybrid":
+        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (ranks // within, within), mesh_dim_names=("replicate", "shard"))
+
+
+def policy(
+    module: nn.Module, compute: torch.dtype | None, reduce: torch.dtype | None
+) -> MixedPrecisionPolicy:
+    """What is computed in ``compute`` and summed in ``reduce``; None: as the parameters are."""
+    if compute is None and reduce is None:
+        return MixedPrecisionPolicy()
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    # Said outright: what None means for sums has changed between versions of torch.
+    return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce or own, output_dtype=own)
+
+
+def group_size(ranks: int, sharding: str, wanted: int | None) -> int:
+    """How many ranks share one copy of the parameters. Raises RunFailed where that does not divide them."""
+    where = "distributed.strategy.ranks_per_group"
+    if sharding != "hybrid":
+        if wanted is not None:
+            raise RunFailed(
+                f"{where}: found {wanted} beside sharding: {sharding}, allowed: null; or set sharding to hybrid"
+            )
+        return ranks
+    if wanted is None:
+        wanted = max(size for size in range(1, ranks // 2 + 1) if ranks % size == 0) if ranks > 1 else 1
+    if ranks % wanted:
+        fitting = ", ".join(str(size) for size in range(1, ranks + 1) if ranks % size == 0)
+        raise RunFailed(
+            f"{where}: found {wanted} for {ranks} ranks, allowed: {fitting}, which divide them equally"
+        )
+    return wanted
+
+
+def rows(parameter: Tensor, size: int, rank: int) -> int:
+    """The elements of a rank's rows, as torch.chunk cuts them."""
+    if not parameter.dim() or not parameter.numel():
+        return parameter.numel()
+    most = -(-parameter.shape[0] // size)
+    return max(min(most, parameter.shape[0] - rank * most), 0) * (parameter.numel() // parameter.shape[0])
+
+
+def own_bytes(wrapped: Any) -> int:
+    """What is gathered when this module is: its parameters without those of modules that are wrapped themselves."""
+    inner = {
+        id(parameter)
+        for part in wrapped.modules()
+        if part is not wrapped and issubclass(type(part), FSDPModule)
+        for parameter in part.parameters()
+    }
+    return sum(p.numel() * p.element_size() for p in wrapped.parameters() if id(p) not in inner)
