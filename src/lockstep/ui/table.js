@@ -1,6 +1,7 @@
 // The table of runs: found, sorted, ticked and compared; refreshed while anything runs.
 
 const AT_ONCE = 1000; // rows that are shown before more are asked for
+const AT_FIRST = 60; // a window full: drawn at once, the rest right after
 const MOST_COMPARED = 24;
 const SIGNS = { succeeded: "✓", failed: "✕", killed: "✕", interrupted: "‖", running: "●", unknown: "?" };
 const digits = (value, count) => (value === null ? DASH : precise(value, count));
@@ -18,7 +19,7 @@ const COLUMNS = [
   ["duration", "seconds", (row) => (row.seconds === null ? DASH : duration(row.seconds)), true],
   ["began", "created", (row) => began(row.created), true],
 ];
-const state = { rows: [], entries: new Map(), ticked: new Set(), column: "created", descending: true, shown: AT_ONCE, tag: "" };
+const state = { rows: [], entries: new Map(), ticked: new Set(), column: "created", descending: true, shown: AT_FIRST, tag: "" };
 const byId = (id) => document.getElementById(id);
 
 function began(created) {
@@ -132,6 +133,10 @@ async function refresh() {
       state.rows = (await answer.json()).runs;
     } else if (answer.status !== 304) throw new Error(`the server answers ${answer.status}`);
     show();
+    if (state.shown === AT_FIRST) {
+      state.shown = AT_ONCE;
+      requestAnimationFrame(() => setTimeout(show));
+    }
     if (state.rows.some((row) => row.status === "running")) pause = 2000;
   } catch (error) {
     byId("count").textContent = `Not up to date: ${error.message}`;
