@@ -332,3 +332,10 @@ def test_a_signed_run_can_go_on_and_be_signed_again(run, key, tmp_path, capsys):
     lockstep(capsys, "seal", "r", "--sign", key)
     assert lockstep(capsys, "verify", "r", "--signers", signers)[0] == 0
     assert [each["event"] for each in events.read(run)].count("signed") == 2
+    first = run.path / "signatures" / "1.json"
+    kept = first.read_bytes()
+    first.unlink()  # of an earlier seal, and still part of the record
+    assert any("signatures/1.json is missing" in str(each) for each in check(run).findings)
+    first.write_bytes(kept)
+    (run.path / "signatures" / "3.json").write_bytes(kept)
+    assert any("signatures/3.json is not in the history" in str(each) for each in check(run).findings)

@@ -670,6 +670,14 @@ def test_all_verifies_every_run_and_the_store_and_finds_runs_without_a_history(f
     assert verify(capsys, *words)[0] == 0
 
 
+def test_a_run_whose_history_was_taken_away_is_found_by_its_name_and_its_folder(folder, capsys):
+    folder.run.events.unlink()
+    for name in ("real", str(folder.run.path)):
+        status, text = verify(capsys, name, "--catalog", str(folder.run.catalog))
+        assert status == 1 and "FOUND  events.jsonl is missing or empty" in text
+    assert main(["verify", "nothing", "--catalog", str(folder.run.catalog)]) == 2
+
+
 def test_one_run_or_all_and_nothing_else(trained, capsys):
     for words in ([], ["real", "--all"], ["--all", "--anchor", "0" * 64], ["real", "--anchor", "x"]):
         assert main(["verify", *words, "--catalog", str(trained.catalog)]) == 2

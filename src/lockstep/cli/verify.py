@@ -1,11 +1,12 @@
 """`lockstep verify`: every byte of a run, or of all runs and the store, against what vouches for it."""
 
 import argparse
+import os
 from pathlib import Path
 
 from lockstep.catalog import anchor, git, verification
 from lockstep.catalog.finding import Finding
-from lockstep.catalog.run import Run, find
+from lockstep.catalog.run import RUN_ID, Run, find
 from lockstep.catalog.verification import Digests, Verdict, stores
 from lockstep.catalog.verification.record import Record
 from lockstep.cli import output
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = [anchor.given(text) for text in arguments.anchor]
     signers = _signers(arguments)
     if not arguments.all:
-        found = find(catalog, arguments.run)
+        found = _named(catalog, arguments.run)
         verdict = _verify(found, given, signers, bool(arguments.signers), _notes(found.path), Digests())
         if arguments.json:
             output.write_json(verdict.as_dict())
@@ -53,6 +54,22 @@ def run(arguments: argparse.Namespace) -> int:
             _write(verdict)
         return int(bool(verdict.findings))
     return _verify_all(catalog, signers, arguments)
+
+
+def _named(catalog: Path, name: str) -> Run:
+    """The run that is meant; also one whose history, by which other commands find runs, was taken away."""
+    try:
+        return find(catalog, name)
+    except UsageError:
+        folder = Path(name) if os.sep in name else catalog / name
+        left = [
+            each
+            for each in ("manifest.json", "parameters.yaml", "events.jsonl")
+            if os.path.lexists(folder / each)
+        ]
+        if left and RUN_ID.fullmatch(folder.resolve().name):
+            return Run(folder.resolve())
+        raise
 
 
 def _verify_all(catalog: Path, signers: Path | None, arguments: argparse.Namespace) -> int:
