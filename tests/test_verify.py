@@ -272,7 +272,7 @@ def mutate_many(folder, count, seed):
 
 
 def test_no_random_mutation_of_a_real_run_is_missed_and_each_is_named(folder):
-    mutate_many(folder, 200, 1)
+    mutate_many(folder, 150, 1)
 
 
 @pytest.mark.slow
