@@ -170,7 +170,7 @@ def digest_of_file(path: Path, durable: bool = False) -> str:
     with open_plain(path) as file:
         if durable:
             os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is buffered
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_entry(value: object) -> bool:
