@@ -36,11 +36,13 @@ def write_mnist(folder: Path, train: int = 60, test: int = 20, *, zipped: bool =
 
 
 def cifar_arrays(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 3072) pixels whose mean tells the label, and labels."""
+    """(count, 3072) pixels with a bright band whose height tells the label, and labels."""
     draw = np.random.default_rng(seed)
     labels = (np.arange(count) % 10).astype(np.uint8)
-    pixels = draw.integers(0, 40, (count, 3072)) + labels[:, None] * 21
-    return pixels.astype(np.uint8), labels
+    pixels = draw.integers(0, 120, (count, 3, 32, 32), dtype=np.uint8)
+    for row in range(3):
+        pixels[np.arange(count), :, labels * 3 + row] += 100
+    return pixels.reshape(count, 3072), labels
 
 
 def write_cifar_binary(folder: Path, each: int = 20):

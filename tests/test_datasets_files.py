@@ -170,7 +170,7 @@ def cifar_run(server, tmp_path_factory):
     place = tmp_path_factory.mktemp("cifar")
     disk_formats.write_cifar_binary(place / "files")
     words = ["data=cifar10", f"data.folder={place}/files", "model={name: mlp, hidden_sizes: [8]}"]
-    words += ["training.epochs=2", "training.learning_rate=0.003"]
+    words += ["training.epochs=4", "training.learning_rate=0.003"]
     words += ["distributed.strategy=single", "distributed.world_size=1", "distributed.threads_per_rank=1"]
     return train(server, place / "catalog", *words)
 
@@ -188,9 +188,8 @@ def test_pixels_stay_bytes_on_disk_and_reach_the_model_normalised(cifar_run):
     expected = (expected - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     assert torch.allclose(features.take(rows), expected, atol=1e-6)
     assert features.take(rows).dtype == torch.float64
-    assert (
-        results(cifar_run)["epochs"][-1]["train"]["loss"] < results(cifar_run)["epochs"][0]["train"]["loss"]
-    )
+    first, *_, last = (epoch["train"]["loss"] for epoch in results(cifar_run)["epochs"])
+    assert last < 0.8 * first
 
 
 def test_other_files_are_other_data_and_the_same_files_are_prepared_once(tmp_path, monkeypatch):

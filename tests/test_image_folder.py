@@ -248,13 +248,14 @@ def test_decoding_processes_die_with_their_rank(photos):
     wait_until(lambda: not any(map(alive, pids)))
 
 
-def test_decoding_processes_import_no_torch(photos):
+def test_decoding_processes_import_neither_torch_nor_numpy(photos):
     decoder = Decoder(str(photos), 16, 20, 1, 2)
     try:
         decoder.take("x", tasks(photos, 1))
         maps = Path(f"/proc/{decoder._processes[0].pid}/maps").read_text()
         assert "PIL" in maps
         assert "torch" not in maps
+        assert "numpy" not in maps
     finally:
         decoder.close()
 

@@ -176,7 +176,7 @@ def alone(server, tmp_path_factory):
     return train(server, tmp_path_factory.mktemp("alone"), *PHOTOS, SMALL_RESNET, *ALONE)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "allreduce"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("allreduce", marks=pytest.mark.slow)])
 def test_resnet_with_group_norm_is_the_same_on_two_ranks(server, tmp_path, alone, strategy):
     together = train(server, tmp_path, *PHOTOS, SMALL_RESNET, f"distributed.strategy={strategy}")
     assert largest_difference(alone, together) < 1e-10

@@ -142,7 +142,14 @@ def test_a_language_model_learns_and_is_judged_by_the_character(run):
     assert judged["validation"]["loss"] == pytest.approx(epochs[-1]["validation"]["loss"], abs=1e-12)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "allreduce", "{name: allreduce, reduction: invariant}"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "ddp",
+        pytest.param("allreduce", marks=pytest.mark.slow),
+        pytest.param("{name: allreduce, reduction: invariant}", marks=pytest.mark.slow),
+    ],
+)
 def test_a_language_model_is_the_same_on_two_ranks(server, tmp_path, words, run, strategy):
     together = train(server, tmp_path, *words, f"distributed.strategy={strategy}")
     assert largest_difference(run, together) < 1e-10

@@ -1,4 +1,4 @@
-"""A process that decodes images for one rank: `python -m lockstep.datasets._decode`. It imports no torch.
+"""A program that decodes images for one rank. It imports neither torch nor numpy.
 
 It reads one task a line (JSON: slot, path, SHA-256, crop), writes the pixels into memory that it shares with the
 rank, and answers with the slot, and what went wrong where something did. It dies with the rank.
