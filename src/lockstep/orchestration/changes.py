@@ -137,7 +137,11 @@ def file_and_overrides(run: Run, folder: Path) -> tuple[Path, list[str]] | None:
     argv, cwd = record.get("argv"), record.get("cwd")
     if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv) or cwd != str(folder):
         return None
-    if not argv or Path(argv[0]).name not in ("lockstep", "pipeline.py", "__main__.py") or mapping(record.get("parent")):
+    if (
+        not argv
+        or Path(argv[0]).name not in ("lockstep", "pipeline.py", "__main__.py")
+        or mapping(record.get("parent"))
+    ):
         return None
     words = argv[1:]
     file = folder / DEFAULT_FILE
