@@ -195,11 +195,25 @@ def check_nothing_runs(markup: str, innocent: Page) -> Page:
     return page
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tag=texts, name=texts, value=values, line=values, text=texts)
-def test_no_recorded_value_gets_out_of_its_place(
-    tmp_path: Path, tag: str, name: str, value: Any, line: Any, text: str
-) -> None:
+SHARED = (HealthCheck.function_scoped_fixture,)
+recorded = given(tag=texts, name=texts, value=values, line=values, text=texts)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=SHARED)
+@recorded
+def test_no_recorded_value_gets_out_of_its_place(tmp_path: Path, **drawn: Any) -> None:
+    hold_hostile_values(tmp_path, **drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=SHARED)
+@recorded
+def test_no_recorded_value_gets_out_of_its_place_300_times(tmp_path: Path, **drawn: Any) -> None:
+    hold_hostile_values(tmp_path, **drawn)
+
+
+def hold_hostile_values(tmp_path: Path, tag: str, name: str, value: Any, line: Any, text: str) -> None:
+    """Pages of a run whose every file holds what was drawn."""
     shutil.rmtree(tmp_path / "catalog", ignore_errors=True)
     run = sample_run.build(tmp_path / "catalog", epochs=2, classes=2)
     sample_metrics.write(run, steps=20)
