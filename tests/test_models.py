@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lockstep.engine import fitting
+from lockstep.engine import fitting, judging
 from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json
 from lockstep.models.gpt import gpt
@@ -17,6 +17,7 @@ from lockstep.models.mlp import mlp
 from lockstep.models.resnet import resnet
 from lockstep.models.vit import vit
 from lockstep.strategies._loss import correct, summed_loss
+from lockstep.strategies.base import Shard
 from training import final_state, largest_difference, results, train
 
 IMAGENET = ((3, 224, 224), 1000)
@@ -306,3 +307,26 @@ def test_labels_for_every_place_of_a_users_own_data_are_learnt(server, tmp_path)
     )
     run = train(server, tmp_path, *words, *ALONE)
     assert results(run)["epochs"][-1]["validation"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(("share", "parts", "samples"), [(1, 1, 10), (4, 1, 10), (3, 2, 7), (1, 3, 1)])
+def test_judging_in_small_passes_sees_every_sample_once_on_every_rank(share, parts, samples, monkeypatch):
+    monkeypatch.setattr(judging, "MOST_ROWS", 1)
+    torch.manual_seed(3)
+    model = nn.Linear(4, 3, dtype=torch.float64)
+    features, labels = torch.randn(samples, 4, dtype=torch.float64), torch.randint(3, (samples,))
+    whole, passes, seen = judging.evaluate(model, features, labels), [], []
+    for rank in range(parts):
+        calls = []
+        hook = model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        part = judging.evaluate(
+            model, features, labels, shard=Shard(rank, rank + 1, parts), trained_rows=share
+        )
+        hook.remove()
+        passes.append(len(calls))
+        seen.append(part)
+    assert len(set(passes)) == 1  # a model that is spread over the ranks needs them all for every pass
+    assert passes[0] == -(-(-(-samples // parts)) // share)
+    assert sum(part.samples for part in seen) == samples
+    assert sum(part.correct for part in seen) == whole.correct
+    assert sum(part.loss for part in seen) == pytest.approx(whole.loss, abs=1e-12)

@@ -51,7 +51,7 @@ def state(*, folder: str, **_: Any) -> str:
 
 def files(folder: str) -> list[Path]:
     """The six files of one version; UsageError names those that are not there."""
-    place = Path(folder)
+    place = Path(folder).expanduser()
     for each in SUBFOLDERS:
         for ending in (".bin", ""):
             found = [locate(place / each, [f"{part}{ending}"]) for part in PARTS]

@@ -46,7 +46,7 @@ def image_folder(
         raise UsageError(
             f"data.resize: found {resize}, allowed: data.image_size, which is {image_size}, or more"
         )
-    place = Path(folder).absolute()
+    place = Path(folder).expanduser().absolute()
     splits = listed(place)
     classes = sorted({file.parts[-2] for files in splits.values() for file in files})
     number = {name: index for index, name in enumerate(classes)}
@@ -71,12 +71,12 @@ def image_folder(
 def require(*, folder: str, **_: Any) -> None:
     """Raise UsageError where the files, or what it takes to read them, are not there."""
     plugins.require("PIL.Image", "pillow", "vision", "data.name: image_folder")
-    listed(Path(folder).absolute())
+    listed(Path(folder).expanduser().absolute())
 
 
 def state(*, folder: str, **_: Any) -> str:
     """A digest of every file's path, size and time of change: reading them all again would take hours."""
-    place = Path(folder).absolute()
+    place = Path(folder).expanduser().absolute()
     digest = hashlib.sha256(str(place).encode())
     for files in listed(place).values():
         for file in files:

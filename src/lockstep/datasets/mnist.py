@@ -63,7 +63,7 @@ def state(*, folder: str, **_: Any) -> str:
 
 def files(folder: str) -> list[Path]:
     """The four files, compressed or not, under the names in use; UsageError names those that are not there."""
-    place = Path(folder)
+    place = Path(folder).expanduser()
     for each in SUBFOLDERS:
         found = [locate(place / each, spellings(name)) for name in NAMES]
         if all(found):

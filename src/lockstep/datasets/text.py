@@ -43,7 +43,7 @@ def state(*, path: str, **_: Any) -> str:
 
 def files(path: str) -> list[Path]:
     """The file, or every file below the folder in the order of their paths; hidden ones are left out."""
-    place = Path(path)
+    place = Path(path).expanduser()
     if place.is_file():
         return [place]
     found = [file for file in place.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(place))]

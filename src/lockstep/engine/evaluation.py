@@ -12,7 +12,7 @@ from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
 from lockstep.engine.checkpoint import Checkpoint
 from lockstep.engine.features import Features, open_splits
-from lockstep.engine.judging import Seen, evaluate
+from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.engine.rank import launched, make_module
 from lockstep.errors import RunFailed
@@ -46,7 +46,7 @@ def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
         best = checkpoint.open_verified(run.checkpoints / checkpoint.folder_name(final.meta["best"]["step"]))
     precision = PRECISIONS[parameters.training.precision]
     splits = open_splits(run.data, SPLITS, parameters, precision)
-    rows = -(-parameters.training.global_batch_size // parameters.distributed.world_size)
+    rows = rows_of_a_pass(parameters)
     module = make_module(run, parameters)
     state = final.tensors()
     judged = judge(module, final, state["model"], splits, data, rows)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.engine.features import Features, Table
+from lockstep.parameters import Parameters
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies.base import Shard
 
@@ -33,8 +34,15 @@ class Seen:
         return {"loss": self.loss / count, "accuracy": self.correct / count, "samples": self.samples}
 
 
+def rows_of_a_pass(parameters: Parameters) -> int:
+    """The most rows that a rank trains on at once: its share of a global batch, or a micro-batch of it."""
+    training = parameters.training
+    share = -(-training.global_batch_size // parameters.distributed.world_size)
+    return min(training.micro_batch_size or share, share)
+
+
 def rows_at_once(features: Features, labels: Tensor, trained_rows: int) -> int:
-    """As many rows as a training step has, at least: those fit, and without gradients with room to spare."""
+    """As many rows as a training pass has, at least: those fit, and without gradients with room to spare."""
     size = features.elements * (WIDTH if labels.dim() > 1 else 1)
     return max(trained_rows, min(MOST_ROWS, MOST_ELEMENTS // max(size, 1)), 1)
 

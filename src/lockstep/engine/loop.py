@@ -14,7 +14,7 @@ from lockstep.engine import checkpoint, sharded
 from lockstep.engine.batches import Batches
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import Features
-from lockstep.engine.judging import Seen, evaluate
+from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.metrics import Metrics, fingerprint, fingerprints, gradient_fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
 from lockstep.errors import RunFailed
@@ -169,15 +169,12 @@ def end_epoch(job: Job, step: int) -> None:
     job.board.enter("validation")
     epoch = step // job.batches.steps_per_epoch
     features, labels = job.validation
-    ranks = job.parameters.distributed.world_size
-    trained_rows = -(-job.parameters.training.global_batch_size // ranks)
-    shard = job.strategy.shard()
     seen = evaluate(
         job.strategy.module,
         features,
         labels,
-        shard=shard,
-        trained_rows=trained_rows,
+        shard=job.strategy.shard(),
+        trained_rows=rows_of_a_pass(job.parameters),
         counted=job.strategy.counts,
     )
     total = job.strategy.total(torch.tensor([seen.loss], dtype=torch.float64)) if len(labels) else None
