@@ -298,6 +298,7 @@ def test_a_model_that_cannot_take_its_data_says_so_in_words(server, tmp_path):
         train(server, tmp_path, "data=own_data:echo", "model=mlp", *ALONE)
 
 
+@pytest.mark.slow
 def test_labels_for_every_place_of_a_users_own_data_are_learnt(server, tmp_path):
     words = (
         "data=own_data:echo",
