@@ -1,19 +1,22 @@
-"""What anybody would write by hand: a plain loop of DDP over tensors in memory, and nothing else.
+"""What anybody would write by hand: a plain loop of DDP (or FSDP2) over tensors in memory, and nothing else.
 
-The yardstick of `main_job.py`. Ranks are forked from multiprocessing's own fork server, which has imported
-torch already; no metrics, no checkpoints, no validation, no record. Prints one JSON object.
+The yardstick of `main_job.py` and `strategies.py`. Ranks are forked from multiprocessing's own fork server, which has
+imported torch already; no metrics, no checkpoints, no validation, no record. Prints one JSON object.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 BEGAN = time.monotonic()  # one clock for all processes of a machine
@@ -43,24 +46,25 @@ def rank_main(rank: int, options: argparse.Namespace, rendezvous: str, answer: C
     features, labels = synthetic(options.train_samples, options.inputs, options.classes)
     torch.manual_seed(42)
     hidden = options.hidden
-    model = DistributedDataParallel(
-        nn.Sequential(
-            nn.Linear(options.inputs, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, options.classes),
-        )
+    module = nn.Sequential(
+        nn.Linear(options.inputs, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, options.classes),
     )
+    model = sharded(module, ranks) if options.fsdp else DistributedDataParallel(module)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=options.fused or None)
     loss_of = nn.CrossEntropyLoss()
     global_batch = options.batch_size * ranks
     steps = samples = first_samples = 0
+    times = []
     first_step = time.monotonic()
     began = cpu_began = 0.0
     for epoch in range(options.epochs):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         for start in range(0, len(labels), global_batch):
+            times.append(time.monotonic())
             whole = order[start : start + global_batch]
             rows = whole[len(whole) * rank // ranks : len(whole) * (rank + 1) // ranks]
             loss = loss_of(model(features.index_select(0, rows)), labels.index_select(0, rows))
@@ -83,14 +87,29 @@ def rank_main(rank: int, options: argparse.Namespace, rendezvous: str, answer: C
                 "steps": steps,
                 "samples_per_second": (samples - first_samples) / (ended - began),
                 "loop_seconds": ended - began,
+                "step_ms": 1000 * median(b - a for a, b in itertools.pairwise(times)),
+                "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
                 "step_cpu_ms": 1000 * float(cpu_seconds) / ranks / (steps - 1),
                 "first_step_seconds": first_step - options.began,
             }
         )
-    del model, optimizer, loss
+    del module, model, optimizer, loss
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def sharded(module: Any, ranks: int) -> Any:
+    """FSDP2 as its documentation has it: each layer, then the whole."""
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (ranks,))
+    for layer in module:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
 
 
 def main() -> None:
@@ -104,10 +123,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--fused", action="store_true", help="Adam's fused kernel, which ours uses")
+    parser.add_argument("--fsdp", action="store_true", help="FSDP2 in the place of DDP")
     options = parser.parse_args()
     options.began = BEGAN
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED, *(["torch.distributed.fsdp"] if options.fsdp else [])])
     ours, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")

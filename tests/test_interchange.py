@@ -151,12 +151,7 @@ def test_exported_weights_are_plain_files_whoever_wrote_the_slices(halves, tmp_p
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     assert "wrote" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "0.pt",
-        "0.safetensors",
-        "1.pt",
-        "1.safetensors",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.safetensors", "1.pt", "1.safetensors"]
 
 
 def test_columns_scalars_and_empty_tensors_are_put_together_from_bytes(tmp_path):

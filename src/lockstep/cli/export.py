@@ -49,7 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
     }
     wrong = [name for name, value in mlflow_only.items() if value] if arguments.format != "mlflow" else []
     if arguments.format not in ("safetensors", "pt"):
-        wrong += [name for name, value in (("--step", arguments.step is not None), ("--ema", arguments.ema)) if value]
+        wrong += [
+            name
+            for name, value in (("--step", arguments.step is not None), ("--ema", arguments.ema))
+            if value
+        ]
     if arguments.format == "mlflow" and arguments.output is not None:
         wrong = ["--output"]
     if wrong:
@@ -101,7 +105,12 @@ def _weights(found: Run, arguments: argparse.Namespace) -> int:
             _as_pt(between, made)
             made.chmod(0o644)
             made.replace(target)
-    told = {"path": str(target), "checkpoint": checkpoint.name, "tensors": count, "bytes": target.stat().st_size}
+    told = {
+        "path": str(target),
+        "checkpoint": checkpoint.name,
+        "tensors": count,
+        "bytes": target.stat().st_size,
+    }
     if arguments.json:
         output.write_json(told)
     else:

@@ -82,7 +82,18 @@ def rows(parameter: Tensor, size: int, rank: int) -> int:
     return max(min(most, parameter.shape[0] - rank * most), 0) * (parameter.numel() // parameter.shape[0])
 
 
-def own_bytes(wrapped: Any) -> int:
+def least_bytes(sizes: list[int], again: bool, ranks: int, within: int) -> int:
+    """What a rank sends in a step at the least, of what is gathered together; the root comes last.
+
+    All-gathers (twice, where ``again``: but the root once) and a reduce-scatter in each group, and an all-reduce of
+    the shares over the groups.
+    """
+    blocks, root, groups = sum(sizes[:-1]), sizes[-1], ranks // within
+    passes = blocks * (3 if again else 2) + root * 2
+    return round(passes * (within - 1) / within + 2 * (groups - 1) / groups * (blocks + root) / within)
+
+
+def own_bytes(wrapped: Any, dtype: torch.dtype | None = None) -> int:
     """What is gathered when this module is: its parameters without those of modules that are wrapped themselves."""
     inner = {
         id(parameter)
@@ -90,4 +101,5 @@ def own_bytes(wrapped: Any) -> int:
         if part is not wrapped and issubclass(type(part), FSDPModule)
         for parameter in part.parameters()
     }
-    return sum(p.numel() * p.element_size() for p in wrapped.parameters() if id(p) not in inner)
+    own = (parameter for parameter in wrapped.parameters() if id(parameter) not in inner)
+    return sum(p.numel() * (dtype.itemsize if dtype else p.element_size()) for p in own)

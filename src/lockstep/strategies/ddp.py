@@ -5,16 +5,14 @@ Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Train
 
 import contextlib
 import gc
-import os
-from datetime import timedelta
 from typing import Annotated
 
-import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lockstep.strategies._joining import join
 from lockstep.strategies.base import Batch, Group, Strategy, clock
 
 SETTLING_PASSES = 2  # DDP rebuilds its buckets at the second forward, from the order seen in the first
@@ -36,7 +34,7 @@ class Ddp(Strategy):
     def place(self, module: nn.Module) -> nn.Module:
         """Join the ranks and wrap the module; rank 0's weights go to all."""
         device = next(module.parameters()).device
-        self._join(device)
+        join(self.group, device)
         self.module = module
         self.model = DistributedDataParallel(
             module,
@@ -58,18 +56,6 @@ class Ddp(Strategy):
         """No all-reduce in this backward pass."""
         no_sync: contextlib.AbstractContextManager[object] = self.model.no_sync()  # type: ignore[operator]
         return no_sync
-
-    def _join(self, device: torch.device) -> None:
-        """gloo between processors, NCCL between GPUs (what is summed on the host still goes over gloo)."""
-        group = self.group
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
-        store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
-        # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
-        limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(
-            backend, store=store, rank=group.rank, world_size=group.world_size, timeout=limit
-        )
 
     def _note_gradient(self, _: Tensor) -> None:
         self._ready = clock()

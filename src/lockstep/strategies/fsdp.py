@@ -7,10 +7,8 @@ shares (Rajbhandari et al., "ZeRO", SC 2020; Zhao et al., "PyTorch FSDP", VLDB 2
 import contextlib
 import gc
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import torch
@@ -25,14 +23,25 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from lockstep.errors import RunFailed, UsageError
+from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies._dtensors import Parts, local, restore, slices
 from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
-from lockstep.strategies._fsdp_wrap import group_size, mesh_of, own_bytes, policy, rows, separable
+from lockstep.strategies._fsdp_wrap import (
+    group_size,
+    least_bytes,
+    mesh_of,
+    own_bytes,
+    policy,
+    rows,
+    separable,
+)
+from lockstep.strategies._joining import for_sums, join
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
 from lockstep.transports._sent import SentBytes
+from lockstep.transports.base import Transport
+from lockstep.transports.shm import Shm
 
 _DTYPES = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,7 +83,9 @@ class Fsdp(Strategy):
         self._ring_wanted = reduce_scatter == "ring"
         self._ring_transport = transport
         self._ring: RingReduceScatter | None = None
+        self._least_bytes = 0
         self._sent: SentBytes | None = None
+        self._beside_sockets: Transport | None = None  # which the kernel does not count
         self._sent_before = 0
 
     @classmethod
@@ -96,7 +107,8 @@ class Fsdp(Strategy):
                 "distributed.strategy to another"
             )
         device = next(module.parameters()).device
-        self._join(device)
+        join(self.group, device)
+        self.transport = for_sums(self.group)
         if self.param_dtype is torch.float16:
             self.passes.loss_scale.switch_on()
         with torch.no_grad():
@@ -104,24 +116,12 @@ class Fsdp(Strategy):
                 dist.broadcast(tensor, 0)
         self.module = self.model = self._wrap(module, device)
         self._parts = Parts(self.module)
+        sizes = [own_bytes(each, self.param_dtype) for each in self.wrapped.values()]
+        again = self.sharding != "shard_grad_op"
+        self._least_bytes = least_bytes(sizes, again, self.group.world_size, self.ranks_per_group)
         if device.type == "cpu":
             self._sent = SentBytes()
         return self.model
-
-    def _join(self, device: torch.device) -> None:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
-        group = self.group
-        store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
-        # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
-        limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(
-            backend, store=store, rank=group.rank, world_size=group.world_size, timeout=limit
-        )
-        # Sums of a few numbers, once a step: shared memory takes microseconds for what gloo takes half a millisecond.
-        sums = replace(group, rendezvous=group.rendezvous.with_name(f"{group.rendezvous.name}-sums"))
-        with contextlib.suppress(UsageError):  # a processor or system that it is not for
-            self.transport = open_transport(sums, {"name": "shm", "piece_kb": 4, "slot_kb": 4})
 
     def _wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
         mesh = mesh_of(device.type, self.group.world_size, self.ranks_per_group, self.sharding)
@@ -147,6 +147,8 @@ class Fsdp(Strategy):
         group, within = self.group, self.ranks_per_group
         place = group.rendezvous.with_name(f"{group.rendezvous.name}-ring")
         whole = open_transport(replace(group, rendezvous=place), self._ring_transport)
+        if isinstance(whole, Shm):
+            self._beside_sockets = whole
         own = replace(group, rank=group.rank % within, world_size=within)
         return Neighbours(own, whole, group.rank - group.rank % within)
 
@@ -184,7 +186,8 @@ class Fsdp(Strategy):
         if self.max_grad_norm is not None and value > self.max_grad_norm:
             torch._foreach_mul_(own, self.max_grad_norm / value)
         self.sync_seconds = clock() - began
-        self.wire_bytes = self._bytes() - self._sent_before
+        # NCCL tells nobody what it sends: there it is the least that can do.
+        self.wire_bytes = self._bytes() - self._sent_before if self._sent is not None else self._least_bytes
         return value
 
     def optimized(self) -> nn.Module:
@@ -203,8 +206,8 @@ class Fsdp(Strategy):
         self._own.clear()
 
     def _bytes(self) -> int:
-        sums = self.transport.wire_bytes if self.transport is not None else 0
-        return sums + (self._sent.read() if self._sent is not None else 0)
+        beside = [each.wire_bytes for each in (self.transport, self._beside_sockets) if each is not None]
+        return sum(beside) + (self._sent.read() if self._sent is not None else 0)
 
     def total(self, values: Tensor) -> Tensor:
         """Over shared memory where it can be had."""
