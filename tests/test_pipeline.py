@@ -1,9 +1,15 @@
 """Pipelines: the same maths as the single process, whatever the schedule, the cut and the size of the last batch."""
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
 
+from conftest import rank_pids
+from lockstep.catalog.run import Run
+from lockstep.catalog.seal import verify_seal
 from lockstep.collectives.pipeline import classic_bubble
 from lockstep.engine.activations import drop_activations
 from lockstep.errors import RunFailed
@@ -77,7 +83,8 @@ def test_weights_that_two_stages_share_stay_one(schedule, ranks):
     assert difference(found, single) < 1e-10
     holders = [dict(rank.strategy.module.named_parameters()) for rank in (found[0], found[-1])]
     if schedule != "zero_bubble_v":  # there one rank has both
-        assert torch.equal(holders[0]["0.weight"], holders[1]["6.weight"])
+        assert torch.equal(holders[0]["0.weight"], holders[1]["0.weight"])
+        assert torch.equal(holders[0]["0.weight"], found[-1].strategy.module.state_dict()["6.weight"])
     assert found[0].strategy.describe()["shared"] == ["0.weight"]
 
 
@@ -118,6 +125,17 @@ def test_the_forecast_counts_the_weights_that_each_rank_keeps():
         assert sum(share.values()) == sum(held.values())
 
 
+class Once(nn.Module):
+    """Uses its weights only when told to."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x, scaled):
+        return x * self.scale if scaled else x + 0
+
+
 class Awkward(nn.Module):
     """A part whose weights are used twice, by their module and beside it, and whose rectifier works in place."""
 
@@ -127,8 +145,10 @@ class Awkward(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
         self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
         self.never = nn.Linear(3, 3)
+        self.once = Once(width)
 
     def forward(self, x):
+        x = self.once(self.once(x, True), False)
         x = torch.relu_(self.twice(x)) * self.scale
         x = self.twice(x) + torch.nn.functional.linear(self.beside(x), self.beside.weight)
         return x + self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
@@ -300,3 +320,37 @@ def test_draws_depend_on_the_part_of_the_model_and_not_on_the_ranks(server, tmp_
         for ranks, more in ((2, ()), (3, ("distributed.strategy.schedule=gpipe",)))
     }
     assert len(found) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", ["{name: pipeline, schedule: zero_bubble}", "{name: tensor, data_parallel: 1}"]
+)
+def test_kill_9_of_a_rank_then_resume_ends_in_the_same_bits(command, strategy):
+    words = (
+        "data=synthetic", "data.num_samples=2001", "training.epochs=6", "checkpoint.every_steps=9",
+        "model.hidden_sizes=[32, 32, 32, 32]", f"distributed.strategy={strategy}", "distributed.world_size=2",
+    )  # fmt: skip
+    command.run("--run-id", "whole", *words)
+    process = command.start_and_wait_for_step("r", 20, *words)
+    os.kill(rank_pids(command.catalog, "r")[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 1 and "rank 1 was killed by SIGKILL" in output
+    command.run("--resume", "r")
+    runs = [Run((command.catalog / name).resolve()) for name in ("whole", "r")]
+    assert bits(runs[0]) == bits(runs[1])
+    assert verify_seal(runs[1]) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_stages_after_the_same_step(command):
+    process = command.start_and_wait_for_step(
+        "r", 10, "data=synthetic", "data.num_samples=3001", "training.epochs=300", "distributed.world_size=3",
+        "model.hidden_sizes=[32, 32, 32, 32]", "distributed.strategy=pipeline", "checkpoint.every_epochs=1000",
+    )  # fmt: skip
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    run = Run((command.catalog / "r").resolve())
+    ends = [read_json_lines(run.metrics_file(rank))[-1] for rank in range(3)]
+    assert {end["kind"] for end in ends} == {"end"} and len({end["step"] for end in ends}) == 1

@@ -5,7 +5,7 @@ The schedules are data, and they are ours: see `collectives.pipeline` for what t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -253,6 +253,12 @@ class _Kept(nn.Module):
         for name, child in stripped.named_children():
             self.add_module(name, child)
         self._predict = pipeline.predict
+        self._canonical = pipeline._ownership.canonical
+
+    def named_parameters(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """By the first name of each in the whole: also where this rank has a shared one under another."""
+        for name, parameter in super().named_parameters(*arguments, **options):
+            yield self._canonical.get(parameter, name), parameter
 
     def forward(self, features: Tensor) -> Tensor:
         """(rows, ...) to logits on the rank of the last stage, and to nothing on the others."""
