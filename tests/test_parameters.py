@@ -39,7 +39,13 @@ def test_every_default_is_written_out() -> None:
             "learning_rate": 0.001,
             "schedule": {"name": "constant", "warmup_steps": 0},
             "max_grad_norm": None,
+            "micro_batch_size": None,
             "precision": "fp32",
+            "ema_decay": None,
+            "channels_last": False,
+            "tf32": False,
+            "activation_checkpointing": False,
+            "compile": False,
             "digest_every": 50,
         },
         "distributed": {
@@ -47,11 +53,12 @@ def test_every_default_is_written_out() -> None:
             "strategy": {"name": "ddp", **value["distributed"]["strategy"]},
             "launcher": "spawn",
             "start_method": "forkserver",
+            "device": "cpu",
             "backend": "gloo",
             "threads_per_rank": None,
             "timeout_seconds": 60.0,
         },
-        "checkpoint": {"every_epochs": 1, "every_steps": None, "keep": 3},
+        "checkpoint": {"every_epochs": 1, "every_steps": None, "keep": 3, "closing_limit_gb": 8.0},
     }
     assert [next(iter(value[key])) for key in ("data", "model")] == ["name", "name"]
 
@@ -133,7 +140,7 @@ BAD = {
     "unknown key": (
         "checkpoint:\n  kep: 3",
         "p.yaml:2: checkpoint.kep: found an unknown key, "
-        "allowed: every_epochs, every_steps, keep; did you mean keep?",
+        "allowed: every_epochs, every_steps, keep, closing_limit_gb; did you mean keep?",
     ),
     "key of another section": (
         "world_size: 2",
@@ -143,7 +150,7 @@ BAD = {
     ),
     "unknown choice": (
         "training: {precision: fp23}",
-        "p.yaml:1: training.precision: found 'fp23' (text), allowed: fp32, fp64; did you mean fp32?",
+        "p.yaml:1: training.precision: found 'fp23' (text), allowed: fp32, fp64, bf16, fp16; did you mean fp32?",
     ),
     "unknown optimizer": (
         "training: {optimizer: adamv}",
@@ -169,12 +176,12 @@ BAD = {
     "no section": (
         "checkpoint: 5",
         "p.yaml:1: checkpoint: found 5 (a whole number), "
-        "allowed: a mapping with the keys every_epochs, every_steps, keep",
+        "allowed: a mapping with the keys every_epochs, every_steps, keep, closing_limit_gb",
     ),
     "own module": (
         "model: absent_module:net",
         "p.yaml:1: model.name: found 'absent_module:net', but there is no module absent_module, "
-        "allowed: mlp, or package.module:name",
+        "allowed: gpt, mlp, resnet, vit, or package.module:name",
     ),
     "duplicate key": (
         "seed: 1\nseed: 2",
@@ -193,7 +200,7 @@ def test_bad_input_names_file_line_key_found_and_allowed(name: str, read: Reader
 
 def test_plugin_names_that_are_near_are_suggested(read: Reader) -> None:
     (message,) = refused(read, "data: digitz")
-    assert message.startswith("p.yaml:1: data.name: found 'digitz' (text), allowed: digits, ")
+    assert message.startswith("p.yaml:1: data.name: found 'digitz' (text), allowed: cifar10, digits, ")
     assert message.endswith("; did you mean digits?")
 
 
