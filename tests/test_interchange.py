@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lockstep.cli import main
 from lockstep.engine import checkpoint
 from lockstep.files import read_json_lines
-from training import largest_difference, train
+from training import bits, largest_difference, train
 
 # Every exact strategy, on the ranks that it can have. Two blocks of layers, so that a pipeline has what to cut.
 MODEL = ("model.hidden_sizes=[8, 8, 8]", "data.num_samples=107", "training.epochs=4")
@@ -109,6 +109,15 @@ def test_saved_under_one_strategy_and_resumed_under_another_goes_on_as_if_nothin
 @pytest.mark.parametrize("pair", list(itertools.product(CASES, CASES)), ids=named)
 def test_every_strategy_goes_on_from_every_other_at_every_world_size(server, tmp_path, trained, pair):
     continues(server, tmp_path, trained, *pair)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sharded_training_that_is_taken_up_again_ends_in_the_same_bits(server, tmp_path, ranks):
+    way = (f"distributed.strategy={FSDP}", f"distributed.world_size={ranks}", "training.precision=fp32")
+    whole = train(server, tmp_path, *MODEL, *way)
+    half = train(server, tmp_path, *MODEL, *way, f"training.epochs={STOP}")
+    again = train(server, tmp_path, *MODEL, *way, start=max(half.checkpoints.glob("step-*")))
+    assert bits(again) == bits(whole)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words_by_a_sharded_run(server, tmp_path, trained):

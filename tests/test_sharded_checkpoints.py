@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from conftest import wait_until
+from conftest import rank_pids, wait_until
 from lockstep.catalog.manifest import verify_folder
+from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint, sharded
 from lockstep.engine.contents import Contents, header
 from lockstep.engine.sharded import Ranks
@@ -24,7 +25,7 @@ from lockstep.errors import CorruptRecord, RunFailed
 from lockstep.files import read_json
 from lockstep.strategies._state import Slice
 from test_fsdp import SINGLE, fsdp
-from training import train
+from training import bits, train
 
 META = {"epochs_done": 1, "steps_per_epoch": 10, "best": None}
 
@@ -347,3 +348,25 @@ def test_a_checkpoint_of_slices_says_who_made_it_and_only_whole_files_count(serv
     assert [half["1.weight"].shape for half in halves] == [(8, 12), (8, 12)]
     (last / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors" in checkpoint.newest(run.checkpoints)[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_rank_of_the_real_command_and_a_resume_end_in_the_same_bits(command, victim):
+    job = ("data=synthetic", "data.num_samples=3001", "data.input_size=32", "training.global_batch_size=64")
+    long = (*job, "training.epochs=8", "checkpoint.every_steps=5", *fsdp(3))
+    command.run("--run-id", "whole", *long)
+    process = command.start_and_wait_for_step("r", 60, *long)
+    os.kill(rank_pids(command.catalog, "r")[victim], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    run, whole = (Run((command.catalog / name).resolve()) for name in ("r", "whole"))
+    for path in run.checkpoints.glob("step-*"):
+        assert verify_folder(path) == []
+    command.run("--resume", "r")
+    assert bits(run) == bits(whole)
+    assert verify_folder(run.path) == []
+    assert not list(run.checkpoints.glob(".tmp-*"))
+    assert (
+        torch.load(run.model, weights_only=True)["step"] == torch.load(whole.model, weights_only=True)["step"]
+    )
