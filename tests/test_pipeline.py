@@ -252,6 +252,15 @@ def test_what_cannot_be_cut_is_refused_in_words():
 
     with pytest.raises(RunFailed, match="bias belongs to none of the model's parts"):
         together(1, Outside().double(), batches)
+
+    class More(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    with pytest.raises(
+        RunFailed, match="the parts of More one after another do not give what the model itself gives"
+    ):
+        together(1, More(nn.Linear(6, 4)).double(), batches)
     with pytest.raises(RunFailed, match="returned tuple for 2 samples"):
         together(
             1, nn.Sequential(nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 4)).double(), [batch_of(4, (3, 6))]

@@ -9,6 +9,8 @@ from lockstep.errors import RunFailed
 from lockstep.files import read_json_lines
 from lockstep.models.gpt import gpt
 from lockstep.models.mlp import mlp
+from lockstep.orchestration.plan import per_rank_batch
+from lockstep.parameters import Choice
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of
 from lockstep.strategies.tensor import _group_size
@@ -165,6 +167,15 @@ class Own(nn.Module):
 
     def tensor_plan(self):
         return self.plan
+
+
+def test_the_plan_says_how_many_samples_go_through_each_rank():
+    def of(name, ranks, **options):
+        return per_rank_batch(10, ranks, Choice(name=name, options=options))
+
+    assert of("ddp", 3) == [3, 3, 4]
+    assert of("tensor", 4, data_parallel=2) == [5, 5, 5, 5]
+    assert of("tensor", 2, data_parallel=1) == of("pipeline", 2) == [10, 10]
 
 
 def test_what_cannot_be_cut_is_refused_in_words():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lockstep.collectives.pipeline import Action, Schedule
 from lockstep.errors import RunFailed
@@ -222,9 +222,12 @@ def forward_only(schedule: Schedule) -> Schedule:
 
 
 def boundaries(
-    chain: Sequence[Unit], spans: Sequence[range], features: Tensor, passes: Passes
+    whole: nn.Module, chain: Sequence[Unit], spans: Sequence[range], features: Tensor, passes: Passes
 ) -> list[Boundary]:
-    """What each stage takes, seen on two rows. RunFailed where it is no tensor with a row a sample."""
+    """What each stage takes, seen on two rows.
+
+    RunFailed where it is no tensor with a row a sample, or where the parts one after another are not the whole model.
+    """
     found = []
     value = features[:2]
     rows = len(value)
@@ -239,6 +242,13 @@ def boundaries(
                         f"pipeline: {unit.names[-1]} returned {what} for {rows} samples; what goes from one part to "
                         "the next must be one tensor with a row for every sample"
                     )
+        expected = whole(features[:2])
+    if not isinstance(expected, Tensor) or not torch.allclose(value, expected):
+        raise RunFailed(
+            f"pipeline: the parts of {type(whole).__name__} one after another do not give what the model itself gives, "
+            "so its forward pass does more than call them; allowed: parts of which each takes what the one before it "
+            "returned, and nothing beside them"
+        )
     return found
 
 

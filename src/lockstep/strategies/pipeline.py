@@ -101,7 +101,7 @@ class Pipeline(Strategy):
         self._rows = batch.global_samples
         self._costs = self._costs_of(chain, batch)
         spans = cut(self._costs, ranks * self.stages_per_rank)
-        edges = boundaries(chain, spans, batch.features, self.passes)
+        edges = boundaries(whole, chain, spans, batch.features, self.passes)
         whole.train()
         self._stages = [chain[span.start : span.stop] for span in spans]
         self._costs = [sum(self._costs[span.start : span.stop]) for span in spans]
