@@ -8,6 +8,11 @@ import torch
 from torch import nn
 
 
+def own_rank():
+    """By the name of this rank's log, which every strategy has."""
+    return int(os.readlink("/proc/self/fd/1").rpartition("-")[2].removesuffix(".log"))
+
+
 class Faulty(nn.Module):
     """Goes wrong at its 30th training pass on one rank."""
 
@@ -18,7 +23,7 @@ class Faulty(nn.Module):
 
     def forward(self, x):
         self.calls += self.training
-        if self.calls == 30 and torch.distributed.get_rank() == self.rank:
+        if self.calls == 30 and own_rank() == self.rank:
             if self.kind == "raise":
                 raise ValueError("the culprit's own words")
             if self.kind == "segv":
@@ -97,3 +102,44 @@ class Picky(nn.Module):
 
 def picky(input_shape, num_classes):
     return Picky(input_shape[0], num_classes)
+
+
+class Laid(nn.Module):
+    """Weights that do not stand row by row in memory: a transposed one, and convolutions with channels last."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(inputs, 36).t() * 0.3)
+        self.conv = nn.Conv2d(1, 3, 3).to(memory_format=torch.channels_last)
+        self.more = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+        self.last = nn.Linear(4 * 9, outputs)
+
+    def forward(self, x):
+        x = torch.nn.functional.linear(x, self.first).view(-1, 1, 6, 6)
+        return self.last(self.more(torch.relu(self.conv(x))).flatten(1))
+
+
+def laid(input_shape, num_classes):
+    return Laid(input_shape[0], num_classes)
+
+
+class Uneven(nn.Module):
+    """A part that only some ranks use in a step, which is also the shape of one that all of them use."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.always = nn.Linear(inputs, outputs)
+        self.sometimes = nn.Linear(inputs, outputs)
+        self.never = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        logits = self.always(x)
+        return logits + self.sometimes(x) if float(x[0].sum()) % 2 < 1 else logits
+
+
+def uneven(input_shape, num_classes):
+    return Uneven(input_shape[0], num_classes)
+
+
+def sparse(input_shape, num_classes):
+    return nn.Embedding(20, num_classes, sparse=True)

@@ -1,6 +1,7 @@
 """`lockstep collectives show|prove|cost`."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from conftest import wait_until
 from lockstep.cli import collectives, main
 from lockstep.collectives import prove
 from lockstep.collectives.schedule import PAIRS
@@ -39,7 +41,8 @@ def test_show_as_json_holds_every_message(capsys):
 @pytest.mark.parametrize("algorithm", PAIRS)
 def test_the_drawing_is_well_formed_and_has_an_arrow_for_each_message(algorithm, tmp_path, capsys):
     file = tmp_path / "drawing.svg"
-    words = ("show", "--algorithm", algorithm, "--world-size", "6", "--ranks-per-machine", "3")
+    words = ("show", "--algorithm", algorithm, "--world-size", "6")
+    words += ("--ranks-per-machine", "3") if algorithm == "hierarchical" else ()
     assert run(*words, "--svg", str(file)) == 0
     assert str(file) in capsys.readouterr().out
     assert run(*words, "--json") == 0
@@ -132,6 +135,16 @@ def test_cost_of_one_algorithm_for_16384_ranks(capsys):
         ("show", "--algorithm", "ring", "--world-size", "129"),
         ("show", "--algorithm", "ring", "--world-size", "33", "--svg", "drawing.svg"),
         ("show", "--algorithm", "ring", "--pieces", "3"),
+        ("show", "--algorithm", "tree", "--pieces", "100000000"),
+        ("show", "--algorithm", "ring", "--ranks-per-machine", "2"),
+        ("show", "--algorithm", "ring", "--svg", ""),
+        ("show", "--algorithm", "ring", "--svg", "/tmp"),
+        ("run", "--algorithm", "ring", "--world-size", "65"),
+        ("run", "--algorithm", "ring", "--parameter-dim", "999999999999"),
+        ("run", "--algorithm", "ring", "--shard-size", "999999", "--parameter-dim", "9999"),
+        ("bench", "--ranks", "5000"),
+        ("bench", "--rounds", "0"),
+        ("bench", "--sizes", "900000GB"),
         ("cost", "--algorithm", "tree", "--collective", "all_gather", "--world-size", "4", "--bytes", "1"),
     ],
 )
@@ -178,3 +191,23 @@ def test_a_drawn_step_with_parameter_servers_gives_every_worker_the_sum_of_all(c
     assert "worker 2  server 1  1       added" in capsys.readouterr().out
     assert run("show", "--algorithm", "ring", "--servers", "2") == 2
     assert "--servers goes with" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path, capsys):
+    assert run("show", "--algorithm", "ring", "--svg", str(tmp_path / "absent" / "a.svg")) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/absent/a.svg: No such file or directory\n"
+
+
+def test_a_command_that_is_terminated_leaves_no_temporary_folder(tmp_path):
+    words = ["collectives", "run", "--algorithm", "ring", "--num-steps", "100000"]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from lockstep.cli import main; raise SystemExit(main())", *words],
+        env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        try:
+            wait_until(lambda: list(tmp_path.glob("lockstep-*")))
+            process.terminate()
+            assert process.wait(30) == 143
+        finally:
+            process.kill()
+    assert not list(tmp_path.iterdir())

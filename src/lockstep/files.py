@@ -61,14 +61,18 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Replace a file in one step: a reader, or a crash, sees the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
-    with temporary_beside(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    fsync_folder(path.parent)
+    try:
+        with temporary_beside(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # nobody knows the temporary name
+        raise
 
 
 def write_json(path: Path, value: object) -> None:

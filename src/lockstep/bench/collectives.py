@@ -24,6 +24,7 @@ from lockstep.linux import cores, require_linux
 GLOO, COPIES = "gloo's own all_reduce", "copies alone"
 UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 LIMIT_SECONDS = 60.0  # of any one wait inside
+MOST_RANKS, MOST_ROUNDS, MOST_BYTES = 64, 10_000, 4 << 30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def order_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the ranks are to do. Raises UsageError."""
-    if arguments.ranks < 1 or arguments.rounds < 1:
-        raise UsageError("--ranks and --rounds are at least 1")
+    for option, most in (("ranks", MOST_RANKS), ("rounds", MOST_ROUNDS)):
+        if not 1 <= getattr(arguments, option) <= most:
+            raise UsageError(f"--{option}: found {getattr(arguments, option)}, allowed: 1 to {most:,}")
     from lockstep import plugins  # and pydantic with it, which the help does not need
 
     known = [name for name in plugins.names("transports") if name != "queue"]  # joins threads, not processes
@@ -91,7 +93,12 @@ def size_of(word: str) -> int:
     digits = text.removesuffix(unit)
     if not digits.isdecimal() or not int(digits) * UNITS.get(unit, 1):
         raise UsageError(f"--sizes: found {word!r}, allowed: whole numbers such as 4096, 4KB, 1MB")
-    return -(-int(digits) * UNITS.get(unit, 1) // 4) * 4
+    size = -(-int(digits) * UNITS.get(unit, 1) // 4) * 4
+    if size > MOST_BYTES:
+        raise UsageError(
+            f"--sizes: found {word!r}, allowed: at most 4GB, which every rank holds several times"
+        )
+    return size
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:

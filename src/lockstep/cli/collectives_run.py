@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 PARAMETER_SERVER = "parameter_server"
 TOLERANCE = 1e-10
-MOST_RANKS = 64
+MOST = {"world-size": 64, "num-steps": 100_000, "parameter-dim": 1_000_000, "shard-size": 1_000_000}
+MOST_NUMBERS = 10_000_000
 TIMEOUT_SECONDS = 60.0  # of any one wait
 TRANSPORTS = ("shm", "tcp", "gloo")  # between processes
 
@@ -41,8 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     from lockstep.linux import require_linux
 
     require_linux("collectives run")
-    if arguments.world_size > MOST_RANKS:
-        raise UsageError(f"--world-size: found {arguments.world_size}, allowed: at most {MOST_RANKS}")
+    for option, most in MOST.items():
+        found = getattr(arguments, option.replace("-", "_"))
+        if found > most:
+            raise UsageError(f"--{option}: found {found:,}, allowed: at most {most:,}")
+    if arguments.world_size * arguments.shard_size * arguments.parameter_dim > MOST_NUMBERS:
+        raise UsageError(
+            f"--world-size times --shard-size times --parameter-dim: every rank holds all rows, and at most "
+            f"{MOST_NUMBERS:,} numbers are allowed"
+        )
     order = order_of(arguments)
     processes = arguments.world_size + (arguments.algorithm == PARAMETER_SERVER)
     limit = TIMEOUT_SECONDS * (arguments.num_steps + 1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lockstep.collectives.schedule import Schedule
 
 MOST_RANKS = 128
+MOST_PIECES = 1024
 PARAMETER_SERVER = "parameter_server"
 
 
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     from lockstep.cli import output
     from lockstep.collectives import draw
 
+    if arguments.svg is not None and (not arguments.svg.name or arguments.svg.is_dir()):
+        raise UsageError(f"--svg: found {str(arguments.svg)!r}, allowed: the name of a file to write")
     schedules = _schedules(arguments)
     if arguments.svg:
         if len(schedules) > draw.MOST_LANES:
@@ -75,12 +78,18 @@ def _schedules(arguments: argparse.Namespace) -> "list[Schedule]":
     from lockstep.collectives.topology import Topology
 
     size = arguments.world_size
+    if (arguments.pieces or 0) > MOST_PIECES:
+        raise UsageError(f"--pieces: found {arguments.pieces:,}, allowed: at most {MOST_PIECES}")
     if size > MOST_RANKS:
         raise UsageError(f"{size:,} ranks are too many to look at; at most {MOST_RANKS}")
     if arguments.algorithm == PARAMETER_SERVER:
         return _with_servers(arguments, size, arguments.servers or 1)
     if arguments.servers:
         raise UsageError(f"--servers goes with --algorithm {PARAMETER_SERVER}")
+    if arguments.ranks_per_machine and arguments.algorithm != "hierarchical":
+        raise UsageError(
+            "--ranks-per-machine goes with --algorithm hierarchical: no other asks who stands where"
+        )
     topology = Topology(size, arguments.ranks_per_machine or size)
     options = {"pieces": arguments.pieces} if arguments.pieces else {}
     return [

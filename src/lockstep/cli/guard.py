@@ -1,7 +1,9 @@
 """What every command does with an error: one message for the user's own, the exit status that says which kind."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from lockstep.errors import Interrupted, LockstepError
@@ -11,6 +13,11 @@ from lockstep.files import printable
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
     _open_what_is_closed()
+    if (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        and threading.current_thread() is threading.main_thread()
+    ):
+        signal.signal(signal.SIGTERM, _end)  # so that what was begun is tidied away
     try:
         return int(command())
     except LockstepError as error:
@@ -37,6 +44,11 @@ def _open_what_is_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _end(number: int, _: object) -> None:
+    """End as a signal does, by way of everything that tidies up."""
+    raise SystemExit(128 + number)
 
 
 def _said(message: str, status: int) -> int:

@@ -20,6 +20,8 @@ def make_optimizer(training: Training, module: nn.Module) -> Optimizer:
     optimizer: Optimizer
     if training.optimizer.name == "sgd":
         optimizer = SGD(parameters, lr=rate, fused=True, **options)
+        if options["momentum"]:
+            optimizer.register_step_pre_hook(_begin_missing_momentum)
         return optimizer
     kind = {"adam": Adam, "adamw": AdamW}[training.optimizer.name]
     beta1, beta2 = options.pop("betas")
@@ -27,6 +29,17 @@ def make_optimizer(training: Training, module: nn.Module) -> Optimizer:
         parameters, lr=rate, betas=(beta1, beta2), eps=options.pop("epsilon"), fused=True, **options
     )
     return optimizer
+
+
+def _begin_missing_momentum(optimizer: Optimizer, *_: object) -> None:
+    """A momentum of zeros for a parameter that gets its first gradient later than others.
+
+    The fused kernel takes either no momentum at all or one for each. From zeros the first step is the same step.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:

@@ -207,6 +207,14 @@ def refuse_what_it_cannot(strategy: Strategy, name: str) -> None:
         raise RunFailed(
             f"training.precision: fp16 needs its loss scaled and {name} does not; allowed with it: fp32, bf16, fp64"
         )
+    sparse = [
+        part for part, module in strategy.module.named_modules() if getattr(module, "sparse", None) is True
+    ]
+    if sparse:
+        raise RunFailed(
+            f"model.name: {sparse[0]} makes sparse gradients (sparse=True), which no strategy sums; allowed: "
+            "sparse=False"
+        )
     if strategy.ema_decay is not None and not strategy.updates_weights:
         raise RunFailed(
             f"training.ema_decay: with {name} the weights are updated by servers, which keep no average; allowed "

@@ -9,14 +9,15 @@ from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.errors import UsageError
 from lockstep.files import sha256_of, temporary_beside
-from lockstep.orchestration import prepare
+from lockstep.orchestration import combinations, prepare
 from lockstep.parameters import Parameters
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
 def require(wanted: Parameters, folder: Path) -> None:
-    """Raise UsageError where a file that the parameters name is not there, before anything is written."""
+    """Raise UsageError for what does not go together or is not there, before anything is written."""
+    combinations.check(wanted)
     prepare.require_files(wanted.data, folder)
     if wanted.model.weights is not None:
         weights_file(wanted.model.weights, folder)

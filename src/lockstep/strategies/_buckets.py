@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import Schedule
 from lockstep.compressors.base import Compressor, Part
-from lockstep.transports.base import Transport
+from lockstep.transports.base import Label, Transport
 
 
 @dataclass
@@ -86,9 +86,24 @@ def _bucket(number: int, parameters: list[nn.Parameter]) -> Bucket:
     flat = torch.zeros(elements + len(parameters), dtype=parameters[0].dtype)
     views, start = [], 0
     for parameter in parameters:
-        views.append(flat[start : start + parameter.numel()].view_as(parameter))
+        views.append(laid_out(flat[start : start + parameter.numel()], parameter))
         start += parameter.numel()
     return Bucket(number, parameters, flat, views)
+
+
+def laid_out(flat: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter's part of a bucket as a gradient for it: of its shape, and in its order in memory.
+
+    Fused optimizers go through the memory of weights and gradients side by side, whatever their strides say, so a
+    transposed or channels-last weight needs a gradient that is laid out as it is.
+    """
+    expected = 1  # the stride that the dimension which varies next has where there are no gaps
+    for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return flat.view(parameter.shape)  # memory with gaps, which only a plain copy can be made of
+            expected *= size
+    return flat.as_strided(parameter.shape, parameter.stride())
 
 
 class Reducer:
@@ -126,6 +141,10 @@ class Reducer:
             self._next += 1
             self._given += 1
 
+    def begin(self, step: int) -> None:
+        """What is reduced from now on belongs to this update, counted from 1: the transport's messages say so."""
+        self._step = step
+
     def finish(self) -> None:
         """Return when every bucket of the step is reduced."""
         for _ in range(self._given):
@@ -135,13 +154,11 @@ class Reducer:
         for bucket in self._buckets[self._next :]:
             self._reduce(bucket)
         self._next = self._given = 0
-        self._step += 1
 
     def _reduce(self, bucket: Bucket) -> None:
         assert bucket.schedule is not None
         bucket.complete()
-        label = self._transport.label
-        self._transport.label = type(label)(label.operation, bucket.number, self._step)
+        self._transport.label = Label("all_reduce", bucket.number, self._step)
         if self._compressor is None:
             execute.run(bucket.schedule, self._transport, bucket.flat)
             return

@@ -15,7 +15,7 @@ from torch import Tensor
 from lockstep.errors import RunFailed
 from lockstep.strategies._buckets import Bucket
 from lockstep.strategies.base import Batch, Group, Outcome, Shard
-from lockstep.transports.base import Transport
+from lockstep.transports.base import Label, Transport
 
 if TYPE_CHECKING:
     from lockstep.strategies.allreduce import AllReduce
@@ -73,9 +73,10 @@ class Invariant:
             bucket.ready.clear()
             self._gradients[bucket.number].append(bucket.flat.clone())
 
-    def reduce(self, buckets: list[Bucket]) -> None:
+    def reduce(self, buckets: list[Bucket], step: int) -> None:
         """Sum all eight shards' gradients into each bucket, the same bits on every rank."""
         for bucket in buckets:
+            self._transport.label = Label("invariant all_reduce", bucket.number, step)
             own = self._gradients[bucket.number]
             elements = bucket.flat.numel()
             mine = self._slice(elements, self._rank)

@@ -163,6 +163,7 @@ class AllReduce(Strategy):
         """One pass over this rank's slice, or one over each of its virtual shards."""
         assert self.transport is not None and self._reducer is not None
         self._sent = self.transport.wire_bytes
+        self._reducer.begin(self.draws[1] + 1)
         self.snapshots = self._snapshots if self._snapshots.begin(self.draws[1] + 1) else None
         if self.invariant is None:
             return super().forward_backward(batch)
@@ -173,7 +174,7 @@ class AllReduce(Strategy):
         assert self.transport is not None and self._reducer is not None
         began = clock()
         if self.invariant is not None:
-            self.invariant.reduce(self.buckets)
+            self.invariant.reduce(self.buckets, self.draws[1] + 1)
         else:
             self._reducer.finish()
         for bucket in self.buckets:
@@ -199,7 +200,7 @@ class AllReduce(Strategy):
             "buckets": [
                 {
                     "bytes": bucket.flat.nbytes,
-                    "algorithm": bucket.schedule.algorithm if bucket.schedule else None,
+                    "algorithm": "invariant" if self.invariant else _algorithm(bucket.schedule),
                 }
                 for bucket in self.buckets
             ],
@@ -211,3 +212,7 @@ class AllReduce(Strategy):
         if self._reducer is not None:
             self._reducer.close()
         super().close()
+
+
+def _algorithm(schedule: Schedule | None) -> str | None:
+    return schedule.algorithm if schedule else None

@@ -107,6 +107,8 @@ class Fsdp(Strategy):
                 "distributed.strategy to another"
             )
         device = next(module.parameters()).device
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 takes no other: transposed, channels last
         join(self.group, device)
         self.transport = for_sums(self.group)
         if self.param_dtype is torch.float16:

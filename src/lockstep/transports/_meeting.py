@@ -10,7 +10,6 @@ listens any more.
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ from pathlib import Path
 from lockstep.errors import UsageError
 from lockstep.files import write_atomically
 from lockstep.transports._frames import MAGIC, TOKEN_BYTES
+from lockstep.transports._network import own_address
 from lockstep.transports.base import Group, Label, TransportError
 
 _POLL_SECONDS = 0.002
@@ -198,28 +198,6 @@ class _Guest:
             more = b""
         self.said += more
         return not more or len(self.said) == _HELLO.size
-
-
-def own_address(network: str) -> str:
-    """This machine's address in a network. Raises UsageError where it has none."""
-    try:
-        allowed = ipaddress.ip_network(network)
-    except ValueError as error:
-        raise UsageError(
-            f"network: {error}; 127.0.0.0/8 is this machine alone, 10.0.0.0/24 a private one"
-        ) from None
-    kind = socket.AF_INET if allowed.version == 4 else socket.AF_INET6
-    with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(
-                (str(allowed[min(1, allowed.num_addresses - 1)]), 9)
-            )  # sends nothing: it asks for a route
-            found = str(probe.getsockname()[0])
-        except OSError as error:
-            raise UsageError(f"network: no route to {network}: {error}") from None
-    if ipaddress.ip_address(found) not in allowed:
-        raise UsageError(f"network: this machine's address is {found}, which is not in {network}")
-    return found
 
 
 def _family(address: str) -> socket.AddressFamily:

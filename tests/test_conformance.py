@@ -1,0 +1,159 @@
+"""Every strategy and every transport that stand in their folders, held against the single process in fp64."""
+
+import pytest
+
+from lockstep import parameters, plugins
+from lockstep.errors import RunFailed, UsageError
+from lockstep.files import read_json, read_json_lines
+from lockstep.orchestration import combinations
+from training import bits, largest_difference, train
+
+NAMES = [name for name in plugins.names("strategies") if plugins.load("strategies", name).exact]
+SHARED = [name for name in NAMES if name != "single"]
+TRANSPORTS = [name for name in plugins.names("transports") if name != "queue"]  # which joins threads
+CARRIED = [name for name in SHARED if "transport" in plugins.schema("strategies", name)]
+DEEP = ("model.hidden_sizes=[24, 24, 24, 24]", "training.epochs=2")
+WHOLE = ["ddp", "allreduce", "naive", "parameter_server", "fsdp"]  # for models that are no sequence of parts
+
+
+def slow_but(quick, *values):
+    return pytest.param(
+        *values, marks=[] if values in quick else [pytest.mark.slow], id="-".join(map(str, values))
+    )
+
+
+@pytest.fixture(scope="module")
+def single(server, tmp_path_factory):
+    """The single process of some words; each is trained once."""
+    known = {}
+
+    def of(*words):
+        if words not in known:
+            alone = ("distributed.strategy=single", "distributed.world_size=1")
+            known[words] = train(server, tmp_path_factory.mktemp("single"), *words, *alone)
+        return known[words]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks"),
+    [slow_but([(name, 3) for name in SHARED], name, ranks) for name in SHARED for ranks in (1, 2, 3, 4)],
+)
+def test_every_exact_strategy_is_the_single_process_at_any_world_size(
+    server, tmp_path, single, strategy, ranks
+):
+    words = (f"distributed.strategy={strategy}", f"distributed.world_size={ranks}")
+    assert largest_difference(train(server, tmp_path, *DEEP, *words), single(*DEEP)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("strategy", "transport", "ranks"),
+    [
+        slow_but([("naive", "tcp", 2), ("parameter_server", "shm", 2)], name, transport, ranks)
+        for name in CARRIED
+        for transport in TRANSPORTS
+        for ranks in (1, 2, 3, 4)
+    ],
+)
+def test_every_transport_carries_every_exact_strategy(server, tmp_path, single, strategy, transport, ranks):
+    words = (
+        f"distributed.strategy={{name: {strategy}, transport: {transport}}}",
+        f"distributed.world_size={ranks}",
+    )
+    assert largest_difference(train(server, tmp_path, *DEEP, *words), single(*DEEP)) < 1e-10
+
+
+@pytest.mark.parametrize("strategy", [*WHOLE, "{name: allreduce, reduction: invariant}"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_that_do_not_stand_row_by_row_in_memory_are_trained_alike(
+    server, tmp_path, single, strategy, optimizer
+):
+    words = ("model=own_models:laid", "training.epochs=2", f"training.optimizer={optimizer}")
+    run = train(server, tmp_path, *words, f"distributed.strategy={strategy}", "distributed.world_size=2")
+    assert largest_difference(run, single(*words)) < 1e-10
+
+
+@pytest.mark.parametrize("strategy", ["allreduce", "naive", "parameter_server"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_weight_that_only_some_ranks_use_in_a_step_is_given_their_gradient(
+    server, tmp_path, strategy, optimizer
+):
+    words = ("model=own_models:uneven", "training.epochs=2", f"training.optimizer={optimizer}")
+    words = (*words, "distributed.world_size=3")
+    run = train(server, tmp_path, *words, f"distributed.strategy={strategy}")
+    # Which rows stand together decides what the model computes, so another world size is another model here.
+    other = train(
+        server, tmp_path, *words, "distributed.strategy={name: allreduce, bucket_mb: 0.0001, overlap: false}"
+    )
+    assert largest_difference(run, other) < 1e-10
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_takes_up_a_weight_whose_first_gradient_comes_later(server, tmp_path, momentum):
+    words = ("model=own_models:uneven", f"training.optimizer={{name: sgd, momentum: {momentum}}}")
+    words = (
+        *words,
+        "distributed.strategy=single",
+        "distributed.world_size=1",
+        "training.global_batch_size=3",
+    )
+    whole = train(server, tmp_path, *words, "checkpoint.every_steps=4", "checkpoint.keep=99")
+    again = train(
+        server, tmp_path, *words, "checkpoint.every_steps=4", "checkpoint.keep=99",
+        start=whole.checkpoints / "step-00000004",
+    )  # fmt: skip
+    assert bits(again) == bits(whole)
+
+
+def test_sparse_gradients_are_refused_in_words(server, tmp_path):
+    words = ("model=own_models:sparse", "data=own_data:echo", "distributed.strategy=single")
+    with pytest.raises(RunFailed, match=r"sparse gradients \(sparse=True\), which no strategy sums"):
+        train(server, tmp_path, *words, "distributed.world_size=1")
+
+
+@pytest.mark.parametrize("strategy", ["LabelledAllReduce", "LabelledInvariant", "LabelledNaive"])
+def test_messages_carry_the_step_that_the_metrics_do_also_after_a_resume(server, tmp_path, strategy):
+    """What names a stalled rank's operation, bucket and step, and what a frame is compared with."""
+    words = (
+        f"distributed.strategy=own_strategies:{strategy}",
+        "checkpoint.every_steps=4",
+        "checkpoint.keep=99",
+    )
+    first = train(server, tmp_path, *words)
+    train(server, tmp_path, *words, start=first.checkpoints / "step-00000008")
+
+
+def test_virtual_shards_are_computed_by_one_thread_and_recorded_as_what_they_are(server, tmp_path):
+    words = ("distributed.strategy={name: allreduce, reduction: invariant}", "distributed.threads_per_rank=2")
+    run = train(server, tmp_path, *words, "distributed.world_size=2", "training.epochs=1")
+    assert read_json(run.plan)["threads_per_rank"] == 1
+    start = read_json_lines(run.metrics_file(0))[0]
+    assert start["threads"] == 1
+    assert {bucket["algorithm"] for bucket in start["strategy"]["buckets"]} == {"invariant"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{name: allreduce, transport: queue}"], r"queue joins threads of one process.*: gloo, shm, tcp"),
+        (["{name: local_sgd, transport: queue}"], r"queue joins threads"),
+        (["{name: allreduce, reduction: invariant}", "distributed.world_size=9"], r"found 9, .* at most 8"),
+        (["{name: allreduce, reduction: invariant, algorithm: tree}"], r"algorithm: found tree, .*: auto"),
+        (
+            ["{name: allreduce, compressor: topk, algorithm: ring}"],
+            r"algorithm: found ring, .*: auto, direct",
+        ),
+        (["{name: allreduce, transport: {name: tcp, network: nonsense}}"], r"transport.network: 'nonsense'"),
+        (
+            ["{name: allreduce, transport: {name: tcp, network: 127.0.0.1/8}}"],
+            r"transport.network: .*host bits",
+        ),
+        (["local_sgd", "training.precision=fp16"], r"fp16 needs its loss scaled"),
+        (["parameter_server", "training.ema_decay=0.9"], r"updated by servers"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_written(words, message):
+    wanted = parameters.read(None, [f"distributed.strategy={words[0]}", *words[1:]])
+    with pytest.raises(UsageError, match=message):
+        combinations.check(wanted)
