@@ -91,7 +91,7 @@ class Invariant:
         """This rank's slice of every shard: its own, and what its peers send of theirs."""
         mine = self._slice(elements, self._rank)
         shards = {self.shard.first + index: flat[mine] for index, flat in enumerate(own)}
-        pending = []
+        sends, receives = [], []
         for distance in range(1, self._size):
             source, to = (self._rank - distance) % self._size, (self._rank + distance) % self._size
             theirs = self._of(source)
@@ -100,25 +100,25 @@ class Invariant:
             for number in range(SHARDS):
                 if self.shard.first <= number < self.shard.stop:
                     piece = own[number - self.shard.first][self._slice(elements, to)]
-                    pending += [self._transport.send(piece, to, number)] if piece.numel() else []
+                    sends += [self._transport.send(piece, to, number)] if piece.numel() else []
             for number in range(theirs.first, theirs.stop):
                 if shards[number].numel():
-                    pending.append(self._transport.recv(shards[number], source, number))
-        for message in pending:
+                    receives.append(self._transport.recv(shards[number], source, number))
+        for message in (*receives, *sends):  # a send may have to wait until its peer has received another
             message.wait()
         return shards
 
     def _share(self, flat: Tensor) -> None:
         """Give the peers the finished slice and take theirs."""
-        mine, pending = self._slice(flat.numel(), self._rank), []
+        mine, sends, receives = self._slice(flat.numel(), self._rank), [], []
         for distance in range(1, self._size):
             source, to = (self._rank - distance) % self._size, (self._rank + distance) % self._size
             theirs = self._slice(flat.numel(), source)
             if mine.stop > mine.start:
-                pending.append(self._transport.send(flat[mine], to, SHARDS))
+                sends.append(self._transport.send(flat[mine], to, SHARDS))
             if theirs.stop > theirs.start:
-                pending.append(self._transport.recv(flat[theirs], source, SHARDS))
-        for message in pending:
+                receives.append(self._transport.recv(flat[theirs], source, SHARDS))
+        for message in (*receives, *sends):
             message.wait()
 
 
