@@ -53,6 +53,10 @@ def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, 
     assert described["tensor_parallel"] == ranks // groups
     assert described["share_held"] < 1.3 / ranks
     assert all(line["wire_bytes"] > 0 for line in lines(run))
+    starts = [read_json_lines(run.metrics_file(rank))[0]["parameter_digests"] for rank in range(ranks)]
+    whole = read_json_lines(reference.metrics_file(0))[0]["parameter_digests"]
+    for name, value in whole.items():  # those of the slices add up to that of the whole, whoever holds copies
+        assert (sum(own.get(name, 0) for own in starts) - value) % 2**64 == 0, name
 
 
 def test_a_checkpoint_goes_on_under_any_strategy_and_back(server, tmp_path, reference):

@@ -137,7 +137,7 @@ def digests_before_update(strategy: Strategy, batch: Batch) -> dict[str, Any]:
     features = (
         fingerprint(batch.features) + fingerprint(batch.labels) if batch.weight and strategy.counts else 0
     )
-    prints = gradient_fingerprints(strategy.module)
+    prints = gradient_fingerprints(strategy.fingerprinted())
     return {"batch_digest": features, name: prints, "digest_seconds": clock() - began}
 
 
@@ -145,7 +145,7 @@ def digests_after_update(strategy: Strategy, spent: float) -> dict[str, Any]:
     """Fingerprints of the weights, whether they are those of all ranks, and what all fingerprints cost."""
     began = clock()
     return {
-        "parameter_digests": fingerprints(strategy.module),
+        "parameter_digests": fingerprints(strategy.fingerprinted()),
         "replicated": strategy.replicated,
         "rss_bytes": rss_bytes(),
         "digest_seconds": spent + clock() - began,

@@ -162,7 +162,7 @@ def work(
         startup_seconds=started - board.number(index, "launched"),
         threads=torch.get_num_threads(),
         strategy=strategy.describe(),
-        parameter_digests=fingerprints(strategy.module),
+        parameter_digests=fingerprints(strategy.fingerprinted()),
     )
     with exhaustion_in_words(f"on rank {index}"):
         step = train(job, step)

@@ -4,7 +4,8 @@ torch's DTensor knows its mesh of ranks and how each dimension of the mesh divid
 blocks and offsets. Plain tensors among them are the same on every rank, and rank 0 saves them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,18 @@ def slice_of(tensor: Tensor, rank: int, data: Tensor | None = None) -> Slice | N
         if placement.is_replicate() and at:
             return None
     return Slice(tensor.to_local() if data is None else data, tuple(tensor.shape), offsets_of(tensor))
+
+
+class Some(nn.Module):
+    """Some parameters of a module, under their names in it."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._named = dict(named)
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of them."""
+        return iter(self._named.items())
 
 
 class Parts:

@@ -144,6 +144,13 @@ class Strategy:
         """What holds the parameters that the optimizer is made for and updates; asked once, after ``place``."""
         return self.module
 
+    def fingerprinted(self) -> nn.Module:
+        """What holds the parameters that this rank writes fingerprints of: a reader adds up those of slices.
+
+        Where a tensor is in slices and each slice on several ranks, one of these ranks has it here.
+        """
+        return self.module
+
     def settle(self, batch: Batch) -> None:
         """Do, before the state is loaded, whatever would else make the first step differ from the later ones."""
 

@@ -32,7 +32,7 @@ from torch.distributed.tensor.parallel import (
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
-from lockstep.strategies._dtensors import Parts, local, restore, slices
+from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of
@@ -205,6 +205,10 @@ class Tensor(Strategy):
         self._own.lend()
         super().apply()
         self._own.clear()
+
+    def fingerprinted(self) -> nn.Module:
+        """Of what several ranks hold, the first one's."""
+        return Some({name: p for name, p in self.module.named_parameters() if self._is_mine(p)})
 
     def state(self) -> State:
         """There is no rank that has it."""
