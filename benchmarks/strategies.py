@@ -123,14 +123,16 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         turn = number * len(names) // max(options.rounds, 1)
         found = {}
         for name in names[turn:] + names[:turn]:
-            found[name] = jobs[name]()
-            print(
-                f"round {number + 1}  {name}: {found[name]['step_ms']:.2f} ms a step",
-                file=sys.stderr,
-                flush=True,
-            )
-        rounds.append({name: found[name] for name in names})
-    return rounds
+            try:
+                found[name] = jobs[name]()
+            except SystemExit as error:  # said at once, and again by a missing row
+                print(f"round {number + 1}  {name} FAILED: {error}", file=sys.stderr, flush=True)
+                continue
+            said = f"{found[name]['step_ms']:.2f} ms a step"
+            print(f"round {number + 1}  {name}: {said}", file=sys.stderr, flush=True)
+        rounds.append(found)
+    whole = [name for name in jobs if all(name in found for found in rounds)]
+    return [{name: found[name] for name in whole} for found in rounds]
 
 
 def parameter_bytes(options: argparse.Namespace) -> int:
