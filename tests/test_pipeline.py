@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from conftest import rank_pids
+from lockstep import parameters
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_seal
 from lockstep.collectives.pipeline import classic_bubble
 from lockstep.engine.activations import drop_activations
-from lockstep.errors import RunFailed
+from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json_lines
 from lockstep.models.gpt import gpt
+from lockstep.orchestration import combinations
 from lockstep.strategies._pipeline_cut import cut, units
 from lockstep.strategies.base import Batch
 from lockstep.strategies.pipeline import Pipeline
@@ -25,6 +27,7 @@ SCHEDULES = [
     ("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zero_bubble", None), ("zero_bubble", 2),
     ("zero_bubble_v", None),
 ]  # fmt: skip
+TENSOR = "distributed.strategy={name: tensor, data_parallel: 3}"
 PIPELINE = "distributed.strategy=pipeline"
 DEEP = "model.hidden_sizes=[16, 14, 12, 16, 13, 11, 12]"
 AVERAGED = "training.ema_decay=0.9"
@@ -269,6 +272,23 @@ def test_what_cannot_be_cut_is_refused_in_words():
         together(1, deep(), batches, stages_per_rank=3)
     with pytest.raises(RunFailed, match="micro_batch_size: found 2 beside 4"):
         together(1, deep(), batches, micro_batches=4, prepare=lambda s: s.passes.choose("fp64", 2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["distributed.strategy.schedule=gpipe", "distributed.strategy.stages_per_rank=2"],
+            "found 2 with schedule gpipe",
+        ),
+        (["distributed.strategy.micro_batches=4", "training.micro_batch_size=3"], "found 3 beside 4"),
+        (["training.compile=true"], "training.compile: with pipeline the parts"),
+        ([TENSOR], "found 3 for 2 ranks, allowed: 1, 2"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_starts(words, message):
+    with pytest.raises(UsageError, match=message):
+        combinations.check(parameters.read(None, words if TENSOR in words else [PIPELINE, *words]))
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,7 @@ def test_vit_is_cut_by_heads(server, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_repeated_run_draws_alike_and_ends_in_the_same_bits(server, tmp_path):
     words = (SIZES, "model.dropout=0.3", "training.epochs=1", *grid(2, 1))
     first, second = train(server, tmp_path, *words), train(server, tmp_path, *words)

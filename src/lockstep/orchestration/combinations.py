@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lockstep.collectives.pipeline import FIXED_STAGES
 from lockstep.errors import UsageError
 from lockstep.parameters import Parameters
 from lockstep.transports._network import own_address
@@ -21,6 +22,15 @@ def check(wanted: Parameters) -> None:
     # Codes that can be added travel by any algorithm: PowerSGD's factors. All others are decoded where they arrive.
     if compressor and compressor["name"] != "powersgd" and ":" not in compressor["name"]:
         _direct(compressor["name"], options)
+    if name == "pipeline":
+        _pipeline(wanted, options)
+    ranks = wanted.distributed.world_size
+    if name == "tensor" and ranks % options["data_parallel"]:
+        fitting = ", ".join(str(count) for count in range(1, ranks + 1) if ranks % count == 0)
+        raise UsageError(
+            f"{_KEY}.data_parallel: found {options['data_parallel']} for {ranks} ranks, allowed: {fitting}, which "
+            "divide them equally"
+        )
     if name in ("parameter_server", "local_sgd") and wanted.training.precision == "fp16":
         raise UsageError(
             f"training.precision: fp16 needs its loss scaled and {name} does not; allowed with it: fp32, bf16, fp64"
@@ -29,6 +39,25 @@ def check(wanted: Parameters) -> None:
         raise UsageError(
             "training.ema_decay: with parameter_server the weights are updated by servers, which keep no average; "
             "allowed with it: null"
+        )
+
+
+def _pipeline(wanted: Parameters, options: dict[str, Any]) -> None:
+    fixed = FIXED_STAGES.get(options["schedule"])
+    if fixed and options["stages_per_rank"] not in (None, fixed):
+        raise UsageError(
+            f"{_KEY}.stages_per_rank: found {options['stages_per_rank']} with schedule {options['schedule']}, allowed: "
+            f"{fixed}, or null; for more, schedule: interleaved or zero_bubble"
+        )
+    if options["micro_batches"] and wanted.training.micro_batch_size:
+        raise UsageError(
+            f"training.micro_batch_size: found {wanted.training.micro_batch_size} beside {options['micro_batches']} "
+            f"{_KEY}.micro_batches, which say the same; allowed: one of the two, the other null"
+        )
+    if wanted.training.compile:
+        raise UsageError(
+            "training.compile: with pipeline the parts of the model are called one by one, and not the whole that would "
+            "be compiled; allowed with it: false"
         )
 
 
