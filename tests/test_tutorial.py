@@ -18,7 +18,7 @@ from lockstep.catalog.run import Run
 from lockstep.datasets.synthetic import synthetic
 from lockstep.errors import ParametersError, UsageError
 from lockstep.files import read_json
-from lockstep.orchestration.prepare import split
+from lockstep.orchestration.splits import split
 
 FOLDER = ROOT / "examples" / "tutorials" / "pytorch_distributed"
 KEYS = dict(world_size=4, epochs=10, batch_size=64, learning_rate=0.001, hidden_size=256, input_size=784)
