@@ -56,8 +56,8 @@ def _pipeline(wanted: Parameters, options: dict[str, Any]) -> None:
         )
     if wanted.training.compile:
         raise UsageError(
-            "training.compile: with pipeline the parts of the model are called one by one, and not the whole that would "
-            "be compiled; allowed with it: false"
+            "training.compile: with pipeline the parts of the model are called one by one, and not the whole that "
+            "would be compiled; allowed with it: false"
         )
 
 
