@@ -89,7 +89,9 @@ RING = [
     (("fsdp", 2), ("ddp", 2)),
     (("ddp", 2), ("allreduce", 4)),
     (("allreduce", 4), ("fsdp", 4)),
-    (("fsdp", 4), ("parameter_server", 2)),
+    (("fsdp", 4), ("pipeline", 2)),
+    (("pipeline", 2), ("tensor", 2)),
+    (("tensor", 2), ("parameter_server", 2)),
     (("parameter_server", 2), ("single", 1)),
 ]
 
