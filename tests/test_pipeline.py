@@ -16,6 +16,8 @@ from lockstep.engine.activations import drop_activations
 from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json_lines
 from lockstep.models.gpt import gpt
+from lockstep.models.resnet import resnet
+from lockstep.models.vit import vit
 from lockstep.orchestration import combinations
 from lockstep.strategies._pipeline_cut import cut, units
 from lockstep.strategies.base import Batch
@@ -108,6 +110,19 @@ def test_a_language_model_goes_through_with_its_embedding_shared_by_the_ends(sch
     ]
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble", "zero_bubble_v"])
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_the_models_of_images_go_through(name, schedule):
+    torch.manual_seed(4)
+    model = {
+        "resnet": lambda: resnet((8, 8), 4, width=4, stem="cifar"),
+        "vit": lambda: vit((8, 8), 4, patch_size=4, dim=8, depth=2, heads=2),
+    }[name]().double()
+    batches = [batch_of(9, (8, 8)), batch_of(5, (8, 8))]  # of the second, one micro-batch is a single row
+    found = together(2, model, batches, schedule=schedule, micro_batches=3)
+    assert difference(found, alone(model, batches)) < 1e-10
+
+
 def test_micro_batches_can_be_given_by_their_size():
     def of_three(strategy):
         strategy.passes.choose("fp64", 3)
@@ -142,8 +157,9 @@ class Once(nn.Module):
 class Awkward(nn.Module):
     """A part whose weights are used twice, by their module and beside it, and whose rectifier works in place."""
 
-    def __init__(self, width):
+    def __init__(self, width, in_place):
         super().__init__()
+        self.in_place = in_place
         self.twice, self.beside = nn.Linear(width, width), nn.Linear(width, width)
         self.scale = nn.Parameter(torch.ones(width))
         self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
@@ -151,7 +167,7 @@ class Awkward(nn.Module):
         self.once = Once(width)
 
     def forward(self, x):
-        x = self.once(self.once(x, True), False)
+        x = self.once(self.once(x.tanh_() if self.in_place else x.tanh(), True), False)
         x = torch.relu_(self.twice(x)) * self.scale
         x = self.twice(x) + torch.nn.functional.linear(self.beside(x), self.beside.weight)
         return x + self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
@@ -160,12 +176,18 @@ class Awkward(nn.Module):
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])  # it imports more
 def test_halves_of_the_backward_pass_are_right_however_weights_are_used(recompute):
     torch.manual_seed(2)
-    model = nn.Sequential(nn.Linear(6, 8), Awkward(8), nn.LayerNorm(8), Awkward(8), nn.Linear(8, 4)).double()
+    model = nn.Sequential(
+        nn.Linear(6, 8),
+        Awkward(8, not recompute),
+        nn.LayerNorm(8),
+        Awkward(8, not recompute),
+        nn.Linear(8, 4),
+    ).double()
     batches = [batch_of(9), batch_of(7)]
     single = alone(model, batches)
     if recompute:
         drop_activations(model)
-    assert difference(together(2, model, batches, schedule="zero_bubble", micro_batches=3), single) < 1e-10
+    assert difference(together(4, model, batches, schedule="zero_bubble", micro_batches=3), single) < 1e-10
 
 
 def test_half_precision_of_the_passes_goes_from_stage_to_stage():

@@ -147,7 +147,8 @@ def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None])
         if gradient is None:
             continue
         if parameter.grad is None:
-            parameter.grad = gradient.detach()
+            # A copy: for one row the gradients of two weights can be the same memory, which += would change for both.
+            parameter.grad = gradient.detach().clone()
         else:
             parameter.grad += gradient
 

@@ -169,7 +169,8 @@ class Runner:
         if stage > 0 and given.is_floating_point():
             given.requires_grad_()
         backward.begin()
-        output = self._through(stage, number, given)
+        # A copy, because a part may change what it is given in place, and autograd forbids that of a leaf.
+        output = self._through(stage, number, given.clone() if given.requires_grad else given)
         if stage < self.last:
             return backward.end(given, output), output.detach()
         logits, labels = self.passes.full_precision(output), batch.labels[piece]
