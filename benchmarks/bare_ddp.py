@@ -46,13 +46,10 @@ def rank_main(rank: int, options: argparse.Namespace, rendezvous: str, answer: C
     features, labels = synthetic(options.train_samples, options.inputs, options.classes)
     torch.manual_seed(42)
     hidden = options.hidden
-    module = nn.Sequential(
-        nn.Linear(options.inputs, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, options.classes),
-    )
+    layers = [nn.Linear(options.inputs, hidden), nn.ReLU()]
+    for _ in range(options.layers - 1):
+        layers += [nn.Linear(hidden, hidden), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.Linear(hidden, options.classes))
     model = sharded(module, ranks) if options.fsdp else DistributedDataParallel(module)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, fused=options.fused or None)
     loss_of = nn.CrossEntropyLoss()
@@ -121,6 +118,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64, help="of each rank")
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=2, help="hidden ones")
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--fused", action="store_true", help="Adam's fused kernel, which ours uses")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 in the place of DDP")

@@ -59,7 +59,7 @@ def ours(strategy: str, ranks: int, options: argparse.Namespace) -> dict[str, An
         f"data={data}",
         f"data.validation_fraction={held_back}",
         f"data.test_fraction={held_back}",
-        f"model.hidden_sizes=[{options.hidden}, {options.hidden}]",
+        f"model.hidden_sizes={[options.hidden] * options.layers}",
         f"training.epochs={options.epochs}",
         f"training.global_batch_size={options.batch}",
         "checkpoint.every_epochs=null",
@@ -93,6 +93,7 @@ def ours(strategy: str, ranks: int, options: argparse.Namespace) -> dict[str, An
 def bare(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """A plain loop of the same sizes; it fuses its optimizer where ours does."""
     shape = ["--train-samples", str(options.samples), "--hidden", str(options.hidden), "--fused"]
+    shape += ["--layers", str(options.layers)]
     shape += [
         "--world-size",
         str(options.world_size),
@@ -137,7 +138,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def parameter_bytes(options: argparse.Namespace) -> int:
     """S: of all weights in fp32."""
-    sizes = [784, options.hidden, options.hidden, 10]
+    sizes = [784, *[options.hidden] * options.layers, 10]
     return 4 * sum(a * b + b for a, b in itertools.pairwise(sizes))
 
 
@@ -146,7 +147,7 @@ def show(rounds: list[dict[str, Any]], options: argparse.Namespace) -> str:
     head = (
         f"{options.world_size} ranks on {len(os.sched_getaffinity(0))} cores, one thread each, {options.rounds} "
         f"rounds: medians. {options.samples:,} samples of 784 in batches of {options.batch}, {options.epochs} epochs, "
-        f"two hidden layers of {options.hidden}: S = {whole / 1e6:.1f} MB of weights."
+        f"{options.layers} hidden layers of {options.hidden}: S = {whole / 1e6:.1f} MB of weights."
     )
     rows = [["", "samples/s", "step ms", "peak MB a rank", "sent a step, S", "loss", "from single's"]]
     for name in rounds[0]:
@@ -181,6 +182,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12_800)
     parser.add_argument("--batch", type=int, default=256, help="over all ranks")
     parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument(
+        "--layers", type=int, default=3, help="hidden ones; a pipeline needs a layer for each rank"
+    )
     parser.add_argument("--only", nargs="*", metavar="WORD", help="strategies whose name holds one of these")
     parser.add_argument("--json", action="store_true", help="every round's figures")
     options = parser.parse_args()
