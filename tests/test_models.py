@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lockstep import parameters
 from lockstep.engine import fitting, judging
 from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json
@@ -17,6 +18,7 @@ from lockstep.models.gpt import gpt
 from lockstep.models.mlp import mlp
 from lockstep.models.resnet import resnet
 from lockstep.models.vit import vit
+from lockstep.orchestration import inputs
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies.base import Shard
 from training import final_state, largest_difference, results, train
@@ -228,6 +230,13 @@ def test_a_plain_state_dict_is_the_start_of_a_run_and_kept_with_it(server, tmp_p
     assert all(torch.equal(torch.from_numpy(found[f"model/{name}"]), value) for name, value in state.items())
     kept = read_json(run.plan)["weights"]
     assert hashlib.sha256((run.path / kept["file"]).read_bytes()).hexdigest() == kept["sha256"]
+    # A child goes on from what its parent kept, wherever the file is by then; changed weights are not inherited.
+    file.unlink()
+    wanted = parameters.read(run.parameters, [])
+    assert inputs.inherited_weights(run, wanted) == run.path / kept["file"]
+    (run.path / kept["file"]).chmod(0o644)
+    (run.path / kept["file"]).write_bytes(b"changed")
+    assert inputs.inherited_weights(run, wanted) is None
 
 
 @pytest.mark.parametrize("kind", ["plain", "of a DDP module", "of a finished run"])

@@ -197,7 +197,9 @@ class _Meter:
         elapsed, done = time.monotonic() - started, step - self._board.integer(0, "start")
         ranks = range(self._board.world_size)
         losses = [self._board.number(rank, "loss") for rank in ranks]
-        losses = [loss for loss in losses if not math.isnan(loss)]  # NaN: another rank counts the same samples
+        losses = [
+            loss for loss in losses if not math.isnan(loss)
+        ]  # NaN: another rank counts the same samples
         loss = sum(losses) / max(len(losses), 1)
         epoch = min(step // self._plan["steps_per_epoch"] + 1, steps // self._plan["steps_per_epoch"])
         words = [f"epoch {epoch}/{steps // self._plan['steps_per_epoch']}", f"step {step:,}/{steps:,}"]

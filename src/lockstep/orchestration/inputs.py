@@ -8,19 +8,28 @@ from lockstep import parameters, plugins
 from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.errors import UsageError
-from lockstep.files import sha256_of, temporary_beside
+from lockstep.files import read_object, sha256_of, temporary_beside
 from lockstep.orchestration import combinations, prepare
 from lockstep.parameters import Parameters
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
-def require(wanted: Parameters, folder: Path) -> None:
+def require(wanted: Parameters, folder: Path, inherited: Path | None = None) -> None:
     """Raise UsageError for what does not go together or is not there, before anything is written."""
     combinations.check(wanted)
     prepare.require_files(wanted.data, folder)
-    if wanted.model.weights is not None:
+    if wanted.model.weights is not None and inherited is None:
         weights_file(wanted.model.weights, folder)
+
+
+def inherited_weights(parent: Run, wanted: Parameters) -> Path | None:
+    """The weights that a parent kept, where its child names the same ones: their file may have moved since."""
+    kept = read_object(parent.plan).get("weights")
+    if not isinstance(kept, dict) or kept.get("from") != wanted.model.weights:
+        return None
+    file = parent.path / Path(str(kept.get("file"))).name
+    return file if file.is_file() and sha256_of(file) == kept.get("sha256") else None
 
 
 def weights_file(name: str, folder: Path) -> Path:

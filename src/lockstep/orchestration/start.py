@@ -1,5 +1,6 @@
 """From a command line to a run: a new one, another attempt at one, or a child of one."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +77,8 @@ def new_run(
 ) -> int:
     """Claim a folder, write the parameters, and make the first attempt."""
     server.prepare(wanted.distributed.start_method, request.folder, wanted.distributed.strategy.name)
-    inputs.require(wanted, request.folder)
+    inherited = inputs.inherited_weights(parent.run, wanted) if parent else None
+    inputs.require(wanted, request.folder, inherited)
     run = claim(request.catalog, request.run_id)
     descriptor = status.hold(run)
     origin = parent.as_dict() if parent else None
@@ -98,6 +100,8 @@ def new_run(
     write_atomically(run.parameters, inputs.text_of(wanted))
     if parent is not None:
         adopt(run, parent)
+    if inherited is not None:
+        shutil.copyfile(inherited, run.path / inherited.name)
     display.line(f"lockstep  run {run.run_id}{parent.in_words() if parent else ''}", "bold")
     session = Session(run, display, request.folder, server, 1, began)
     return carry_out(session, request, request.tag, origin, descriptor)

@@ -120,7 +120,8 @@ def _parent(created: dict[str, Any]) -> Html | None:
     if not parent:
         return None
     checkpoint = show_scalar(at(created, "parent", "checkpoint"))
-    return el("p", "Continued from ", el("b", show_scalar(parent)), ", ", checkpoint, ".", class_="muted")
+    how = "Repeats " if at(created, "parent", "kind") == "reproduced" else "Continued from "
+    return el("p", how, el("b", show_scalar(parent)), ", ", checkpoint, ".", class_="muted")
 
 
 def _told_until(history: History) -> str:
