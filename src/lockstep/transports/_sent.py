@@ -8,7 +8,9 @@ import struct
 
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 _SIZE = 216
-_BYTES_SENT = 200  # tcpi_bytes_sent and tcpi_bytes_retrans in struct tcp_info of linux/tcp.h, since Linux 4.19
+_BYTES_SENT = (
+    200  # tcpi_bytes_sent and tcpi_bytes_retrans in struct tcp_info of linux/tcp.h, since Linux 4.19
+)
 
 
 class SentBytes:
