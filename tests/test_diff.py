@@ -445,7 +445,9 @@ def test_the_same_training_on_other_world_sizes_agrees_within_rounding_and_has_t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp", "tensor", "pipeline", "naive"])
+@pytest.mark.parametrize(
+    "strategy", ["fsdp", "{name: fsdp, sharding: hybrid, ranks_per_group: 1}", "tensor", "pipeline", "naive"]
+)
 def test_slices_of_weights_are_compared_as_wholes_with_another_strategys(server, tmp_path, strategy):
     a = train(server, tmp_path, "training.digest_every=2", "training.epochs=1")
     b = train(

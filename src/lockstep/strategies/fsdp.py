@@ -25,7 +25,7 @@ from torch.distributed.fsdp import (
 
 from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
-from lockstep.strategies._dtensors import Parts, local, restore, slices
+from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
 from lockstep.strategies._fsdp_wrap import (
     group_size,
@@ -222,6 +222,11 @@ class Fsdp(Strategy):
         """Let go of parameters that an evaluation left gathered."""
         for each in self.wrapped.values():
             each.reshard()
+
+    def fingerprinted(self) -> nn.Module:
+        """This rank's shares; of replicas (``hybrid``), the first one's, so that all ranks' add up to the whole's."""
+        first = self.group.rank < self.ranks_per_group
+        return self.module if first else Some({})
 
     def state(self) -> State:
         """There is no rank that has it."""
