@@ -23,7 +23,7 @@ def test_sizes_are_read_in_whole_fp32_numbers(word: str, count: int) -> None:
         (["--sizes", "0"], "--sizes: found '0'"),
         (["--transports", "pigeon"], "--transports: found 'pigeon', allowed: gloo, shm, tcp"),
         (["--algorithms", "pigeon"], "--algorithms: found 'pigeon'"),
-        (["--ranks", "0"], "at least 1"),
+        (["--ranks", "0"], "--ranks: found 0, allowed: 1 to 64"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(

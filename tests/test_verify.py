@@ -362,6 +362,8 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_files_that_contradict_each_other_are_named_even_under_a_new_seal(folder, name):
     change, expected = CONTRADICTIONS[name]
+    if name == "uv.lock" and not (folder.run.path / "uv.lock").exists():
+        pytest.skip("the checkout has no uv.lock, which the first uv run writes")
     change(folder.run)
     forge(folder.run)
     found = findings(folder.run)
