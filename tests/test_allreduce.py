@@ -138,7 +138,9 @@ def test_auto_chooses_by_the_links_that_it_is_told_of_and_records_why(server, tm
     assert chosen == {"messages": "halving_doubling", "bytes": "direct", "machines": "hierarchical"}
 
 
-def test_invariant_sums_larger_than_the_shared_memory_between_two_ranks_do_not_wait_for_each_other(server, tmp_path):
+def test_invariant_sums_larger_than_the_shared_memory_between_two_ranks_do_not_wait_for_each_other(
+    server, tmp_path
+):
     """Each rank sends more than the slots hold before it receives anything."""
     options = ["training.epochs=1", "model.hidden_sizes=[64, 256]", "distributed.timeout_seconds=20"]
     way = "distributed.strategy={name: allreduce, reduction: invariant, transport: {name: shm, slot_kb: 4}}"
