@@ -13,13 +13,14 @@ KINDS = ("parameters", "gradients", "optimizer")
 BIG = ("model.hidden_sizes=[64, 64]", "training.epochs=1")
 
 
+WHOLE = ["single", "ddp", "allreduce", "naive", "local_sgd", "parameter_server"]  # on every rank
+
+
 @pytest.mark.parametrize(
     ("strategy", "optimizer"),
     [
-        *(
-            (strategy, "adam")
-            for strategy in ("single", "ddp", "allreduce", "naive", "local_sgd", "parameter_server")
-        ),
+        *((strategy, "adam") for strategy in WHOLE),
+        *((strategy, "adam") for strategy in ("fsdp", "tensor", "pipeline")),
         ("ddp", "{name: sgd, momentum: 0.9}"),
         ("ddp", "{name: sgd, momentum: 0.0}"),
     ],
@@ -38,7 +39,9 @@ def test_weights_gradients_and_optimizer_state_are_foretold_within_15_percent(
         for kind in KINDS:
             foretold, measured = rank["predicted_bytes"][kind], rank["measured_bytes"][kind]
             assert abs(foretold - measured) <= 0.15 * measured, (kind, foretold, measured)
-        assert rank["predicted_bytes"]["parameters"] == 8 * (12 * 64 + 64 + 64 * 64 + 64 + 64 * 5 + 5)
+    whole = 8 * (12 * 64 + 64 + 64 * 64 + 64 + 64 * 5 + 5)
+    held = [rank["predicted_bytes"]["parameters"] for rank in found]
+    assert held == [whole] * ranks if strategy in WHOLE else whole <= sum(held) < 1.1 * whole
 
 
 def test_the_average_of_the_weights_is_foretold_as_well(server, tmp_path):
