@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ import browser
 import sample_metrics
 import sample_run
 from html_page import Page
-from lockstep.catalog.report import render, steps, write
+from lockstep.catalog.report import lanes, render, steps, write
 from lockstep.catalog.report.page import style
 
 
@@ -72,6 +73,19 @@ def test_curves_and_lanes_are_drawn_without_script(tmp_path: Path) -> None:
     assert sum(tag == "polyline" and kind.startswith("line") for tag, kind in drawn) == 3 + 2 + 4
     assert sum(tag == "svg" and kind == "lane" for tag, kind in drawn) == 3
     assert {kind for tag, kind in drawn if tag == "polygon"} >= {"part data", "part compute", "part waiting"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "last", "named"), [(10, 9, False), (10, 10, True), (200, 121, False), (200, 122, True)]
+)
+def test_a_rank_that_chance_made_the_last_is_no_straggler(count: int, last: int, named: bool) -> None:
+    counts = (last, steps - last)
+    ranks = [
+        SimpleNamespace(rank=rank, steps_last=count, kept_waiting_seconds=float(count))
+        for rank, count in enumerate(counts)
+    ]
+    seen = SimpleNamespace(lanes=ranks, steps_read=steps, seconds=[float(steps)], share_read=1.0)
+    assert ("Rank 0 is the straggler" in lanes.straggler(seen)) == named  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("straggler", [None, 0, 2])

@@ -1,5 +1,6 @@
 """Per-rank lanes: where each step's time went as training went on, and which rank the others waited for."""
 
+import math
 from collections.abc import Sequence
 
 from lockstep.catalog.report.markup import Html, el
@@ -8,7 +9,9 @@ from lockstep.catalog.report.steps import PARTS, Lane, Steps
 from lockstep.catalog.report.values import percent_of, show_percent, show_seconds
 
 MOST_POINTS = 160  # of one lane without script
-STANDS_OUT_SHARE = 0.5  # of the steps, beyond what chance gives
+STANDS_OUT_SIGMAS = (
+    3.0  # standard deviations above the count of steps that chance would make a rank the last in
+)
 STANDS_OUT_TIME = 0.03  # of the training time
 
 
@@ -80,9 +83,10 @@ def straggler(steps: Steps) -> str:
         return ""
     worst = max(steps.lanes, key=lambda lane: lane.kept_waiting_seconds)
     share = worst.steps_last / steps.steps_read
-    chance = 1 / len(steps.lanes)
+    chance, read = 1 / len(steps.lanes), steps.steps_read
     lost = worst.kept_waiting_seconds / steps.share_read
-    late = share > chance + (1 - chance) * (STANDS_OUT_SHARE / 2)
+    spread = math.sqrt(read * chance * (1 - chance))
+    late = worst.steps_last > read * chance + STANDS_OUT_SIGMAS * spread
     if late and lost > STANDS_OUT_TIME * steps.seconds[-1]:
         return (
             f"Rank {worst.rank} is the straggler: the last to be ready in {show_percent(share)} of the steps, "
