@@ -76,15 +76,14 @@ def test_curves_and_lanes_are_drawn_without_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "last", "named"), [(10, 9, False), (10, 10, True), (200, 121, False), (200, 122, True)]
+    ("read", "last", "named"), [(10, 9, False), (10, 10, True), (200, 121, False), (200, 122, True)]
 )
-def test_a_rank_that_chance_made_the_last_is_no_straggler(count: int, last: int, named: bool) -> None:
-    counts = (last, steps - last)
+def test_a_rank_that_chance_made_the_last_is_no_straggler(read: int, last: int, named: bool) -> None:
     ranks = [
         SimpleNamespace(rank=rank, steps_last=count, kept_waiting_seconds=float(count))
-        for rank, count in enumerate(counts)
+        for rank, count in enumerate((last, read - last))
     ]
-    seen = SimpleNamespace(lanes=ranks, steps_read=steps, seconds=[float(steps)], share_read=1.0)
+    seen = SimpleNamespace(lanes=ranks, steps_read=read, seconds=[float(read)], share_read=1.0)
     assert ("Rank 0 is the straggler" in lanes.straggler(seen)) == named  # type: ignore[arg-type]
 
 
