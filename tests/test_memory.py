@@ -95,3 +95,15 @@ def test_what_cannot_fit_is_refused_before_any_rank_is_started(server, tmp_path,
         train(server, tmp_path, *BIG)
     assert told.value.cause == "out of memory"
     assert not list(tmp_path.glob("*/metrics/rank-*.jsonl"))
+
+
+def test_what_cannot_fit_on_a_gpu_is_refused_by_that_gpus_memory_and_not_the_hosts():
+    rank = {"parameters": 400, "gradients": 400, "optimizer": 800, "activations": 300, "process": 100}
+    found = {"ranks": [rank, rank], "device_free_bytes": [2000, 1500], "available_bytes": 200}
+    with pytest.raises(RunFailed, match=r"rank 1 needs about 1.9 KB and 1.5 KB are free on GPU 1: optimizer"):
+        forecast.refuse_what_cannot_fit(found)
+    roomy = found | {"device_free_bytes": [2000, 2000]}
+    forecast.refuse_what_cannot_fit(roomy)  # the host holds no more than the processes themselves
+    with pytest.raises(RunFailed, match=r"the 2 ranks need about 3.4 KB and 200 bytes are free"):
+        forecast.refuse_what_cannot_fit(roomy, offloaded=True)
+    forecast.refuse_what_cannot_fit(found | {"available_bytes": 3400}, offloaded=True)

@@ -75,10 +75,14 @@ def forecast(run: Run) -> dict[str, Any]:
         )
         ranks.append(memory.record() | ({} if strategy.updates_weights else {"optimizer": 0}))
     passes, how = of_passes(run, parameters, plan, module)
-    return {
+    found: dict[str, Any] = {
         "ranks": [rank | {"activations": passes, "process": own} for rank in ranks],
         "activations_measured_on": how,
     }
+    if plan["device"] == "cuda":
+        # This process is the only one so far that has opened the GPUs, and it ends before the ranks do.
+        found["device_free_bytes"] = [torch.cuda.mem_get_info(rank)[0] for rank in range(plan["world_size"])]
+    return found
 
 
 def on_meta() -> contextlib.AbstractContextManager[object]:

@@ -70,7 +70,7 @@ def setup_distributed(
     for warning in decided["warnings"]:
         session.warn(warning)
     session.display.say(plan.in_words(decided))
-    decided["memory"] = forecast.make(session, parameters.distributed.start_method)
+    decided["memory"] = forecast.make(session, parameters.distributed)
     write_json(session.run.plan, decided)
     if "ranks" in decided["memory"]:
         session.display.say(f"a rank needs {forecast.in_words(decided['memory']['ranks'][0])}")
