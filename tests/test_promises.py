@@ -65,6 +65,25 @@ def test_the_surface_of_the_command_line_is_frozen(capsys):
         assert set(re.findall(r"--([a-z-]+)", capsys.readouterr().out)) == set(options.split()), name
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["shwo", "latest"], "show"),
+        (["training.epochs=2"], "run"),
+        (["\x1b[31mzzz"], None),
+        (["-x", "verfy"], "verify"),
+    ],
+)
+def test_a_word_that_is_no_command_is_told_with_what_is_and_what_was_meant(words, meant, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "allowed: run, resume, list" in said
+    assert f"; did you mean lockstep {meant}?" in said if meant else "did you mean" not in said
+    assert "\x1b" not in said
+
+
 def listeners(pids):
     """(address, port) of every TCP socket that these processes listen on."""
     inodes = set()

@@ -47,9 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if word in COMMANDS), None)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked is not None and asked not in COMMANDS:
+        parser.error(unknown(asked))
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name == chosen:
             importlib.import_module(f"lockstep.cli.{name}").configure(subparser)
     parsed = parser.parse_args(words)
     return guarded(lambda: int(importlib.import_module(f"lockstep.cli.{parsed.command}").run(parsed)))
+
+
+def unknown(word: str) -> str:
+    """What to say of a word that is no command, with the nearest that is."""
+    import difflib
+
+    from lockstep.files import printable
+
+    near = "run" if "=" in word else next(iter(difflib.get_close_matches(word, COMMANDS, n=1)), None)
+    meant = f"; did you mean lockstep {near}?" if near else ""
+    return f"found the command {printable(word[:100])!r}, allowed: {', '.join(COMMANDS)}{meant}"
