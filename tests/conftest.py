@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A script's `pytest &` ignores SIGINT, and all that it starts would: those that are sent a Ctrl-C have to hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator["object"]:
