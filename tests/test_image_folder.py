@@ -182,6 +182,15 @@ def tasks(photos, count=6):
     ]
 
 
+def test_greys_of_16_bits_are_scaled_and_not_cut_off(tmp_path):
+    ramp = np.linspace(0, 65_535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    _decode.Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    content = (tmp_path / "ramp.png").read_bytes()
+    seen = _decode.pixels(tmp_path / "ramp.png", hashlib.sha256(content).hexdigest(), 64, 64, None)
+    found = np.frombuffer(seen, np.uint8).reshape(64, 64, 3)
+    assert np.abs(found - ramp[..., None] / 257.0).max() <= 1
+
+
 def test_more_images_than_there_is_room_for_are_decoded_in_turns(photos):
     decoder = Decoder(str(photos), 16, 20, 2, 1)
     wanted = tasks(photos, 18)

@@ -59,7 +59,14 @@ def pixels(path: Path, digest: str, size: int, resize: int, crop: list[float] | 
         drawn_width, drawn_height = image.size
         x, y = drawn_width / width, drawn_height / height
         scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-        return image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=scaled).tobytes()
+        return in_bytes(image).resize((size, size), Image.Resampling.BILINEAR, box=scaled).tobytes()
+
+
+def in_bytes(image: Image.Image) -> Image.Image:
+    """The image in three channels of a byte. Pillow would cut greys of 16 bits off at 255, so nearly all to white."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda grey: grey * (1 / 257)).convert("L")
+    return image.convert("RGB")
 
 
 def middle(width: int, height: int, share: float) -> Box:
