@@ -6,6 +6,7 @@ import time
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 def own_rank():
@@ -143,3 +144,40 @@ def uneven(input_shape, num_classes):
 
 def sparse(input_shape, num_classes):
     return nn.Embedding(20, num_classes, sparse=True)
+
+
+class Some(nn.Module):
+    """A part that is used where some row's first number is large: in some micro-batches, and not in others."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.sometimes = nn.Linear(inputs, outputs)
+        self.last = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        logits = self.last(x)
+        rows = x[:, :1] > 1.0
+        return logits + torch.where(rows, self.sometimes(x), 0.0) if bool(rows.any()) else logits
+
+
+def some(input_shape, num_classes):
+    return Some(input_shape[0], num_classes)
+
+
+class Reentrant(nn.Module):
+    """One layer in three segments that are computed again by a backward pass of their own: three gradients of it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.block = nn.Linear(inputs, 16), nn.Linear(16, 16)
+        self.last = nn.Linear(16, outputs)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        for _ in range(3):
+            x = checkpoint(lambda values: torch.tanh(self.block(values)), x, use_reentrant=True)
+        return self.last(x)
+
+
+def reentrant(input_shape, num_classes):
+    return Reentrant(input_shape[0], num_classes)

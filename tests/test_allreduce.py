@@ -2,6 +2,7 @@
 
 import pytest
 
+from lockstep.errors import RunFailed
 from lockstep.files import read_json_lines
 from training import bits, largest_difference, results, train
 
@@ -67,6 +68,14 @@ def test_invariant_reduction_gives_the_same_bits_at_any_world_size(server, tmp_p
     assert len(set(found.values())) == 1, found
 
 
+def test_invariant_bits_do_not_depend_on_where_a_shard_stands_in_memory(server, tmp_path):
+    """Rows of 52 bytes: from wherever a rank's first shard begins, the others would be aligned in another way."""
+    words = ("distributed.strategy={name: allreduce, reduction: invariant}", "training.precision=fp32")
+    words = (*words, "data.input_size=13", "training.epochs=1", "training.micro_batch_size=2")
+    found = {n: bits(train(server, tmp_path, *words, f"distributed.world_size={n}")) for n in (1, 2, 3, 8)}
+    assert len(set(found.values())) == 1, found
+
+
 def test_without_it_the_bits_differ_between_world_sizes(server, tmp_path):
     words = [word for word in INVARIANT if "invariant" not in word and "dropout" not in word]
     found = {n: bits(train(server, tmp_path, *words, f"distributed.world_size={n}")) for n in (1, 2, 3)}
@@ -93,6 +102,31 @@ def test_weights_used_twice_never_or_by_some_ranks_are_treated_as_by_one_process
     alone = train(server, tmp_path, *words, "distributed.strategy=single", "distributed.world_size=1")
     together = train(server, tmp_path, *words, "distributed.strategy=allreduce", "distributed.world_size=3")
     assert largest_difference(alone, together) < 1e-10
+
+
+@pytest.mark.parametrize("strategy", ["allreduce", "{name: allreduce, bucket_mb: 0.0001}", "naive"])
+def test_a_weight_that_only_an_earlier_micro_batch_used_keeps_its_gradient(server, tmp_path, strategy):
+    words = (
+        "model=own_models:some",
+        "training.micro_batch_size=3",
+        "training.optimizer=sgd",
+        "training.epochs=1",
+    )
+    alone = train(server, tmp_path, *words, "distributed.strategy=single", "distributed.world_size=1")
+    together = train(server, tmp_path, f"distributed.strategy={strategy}", *words, "distributed.world_size=2")
+    assert largest_difference(alone, together) < 1e-10
+
+
+def test_a_gradient_that_comes_in_several_parts_is_added_up_or_refused_and_never_lost(server, tmp_path):
+    words = ("model=own_models:reentrant", "training.epochs=1")
+    alone = train(server, tmp_path, *words, "distributed.strategy=single", "distributed.world_size=1")
+    for strategy in ("allreduce", "{name: allreduce, bucket_mb: 0.000001, overlap: false}", "naive"):
+        together = train(
+            server, tmp_path, *words, f"distributed.strategy={strategy}", "distributed.world_size=2"
+        )
+        assert largest_difference(alone, together) < 1e-10
+    with pytest.raises(RunFailed, match=r"block.* came twice in one backward pass.*overlap to false"):
+        train(server, tmp_path, *words, "distributed.strategy={name: allreduce, bucket_mb: 0.000001}")
 
 
 def test_the_choice_of_algorithm_is_recorded_with_its_reason(server, tmp_path):

@@ -40,10 +40,13 @@ class Bucket:
         return len(self.ready) == len(self.parameters)
 
     def take(self, place: int) -> None:
-        """Copy a gradient in, and let go of its own memory."""
+        """Copy a gradient in, or add what came later to it, and let go of its own memory."""
         parameter = self.parameters[place]
         assert parameter.grad is not None
-        self.views[place].copy_(parameter.grad)
+        if place in self.ready:
+            self.views[place].add_(parameter.grad)
+        else:
+            self.views[place].copy_(parameter.grad)
         parameter.grad = None
         self.ready.add(place)
 
@@ -140,6 +143,10 @@ class Reducer:
             self._queue.put(self._buckets[self._next])
             self._next += 1
             self._given += 1
+
+    def has(self, bucket: Bucket) -> bool:
+        """Whether a bucket was handed on already, so that nothing can be added to it."""
+        return bucket.number < self._next
 
     def begin(self, step: int) -> None:
         """What is reduced from now on belongs to this update, counted from 1: the transport's messages say so."""

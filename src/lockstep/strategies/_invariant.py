@@ -55,7 +55,10 @@ class Invariant:
                 if strategy.snapshots is not None:
                     strategy.snapshots.shard = number
                 part = slice(start, start + count)
-                piece = Batch(batch.features[part], batch.labels[part], 1.0, batch.global_samples)
+                # In memory of its own: where a view would begin depends on the number of ranks, and on that how
+                # the rows are aligned, by which a matrix product chooses its order of sums.
+                features, labels = batch.features[part].clone(), batch.labels[part].clone()
+                piece = Batch(features, labels, 1.0, batch.global_samples)
                 outcome = strategy.accumulate(piece)
                 loss += outcome.loss * count
                 correct += outcome.correct

@@ -88,6 +88,7 @@ class AllReduce(Strategy):
         self._reducer: Reducer | None = None
         self._sent = 0
         self._accumulating = False
+        self._seen: set[Tensor] = set()  # parameters whose gradient was finished in this backward pass
 
     def shard(self) -> Shard:
         """One slice a rank; its virtual shards where the reduction is invariant."""
@@ -141,11 +142,18 @@ class AllReduce(Strategy):
         assert isinstance(parameter, nn.Parameter) and self._reducer is not None
         if self._accumulating:
             return
+        self._seen.add(parameter)
         if self.snapshots is not None and parameter.grad is not None:
             self.snapshots.take("local", self._names[parameter], parameter.grad)
         if self.invariant is not None:
             return
         bucket, place = self._homes[parameter]
+        if place in bucket.ready and self._reducer.has(bucket):
+            raise RunFailed(
+                f"allreduce: the gradient of {self._names[parameter]} came twice in one backward pass, as reentrant "
+                "activation checkpointing makes it, when its bucket was on its way already. Use "
+                "torch.utils.checkpoint with use_reentrant=False, or set distributed.strategy.overlap to false"
+            )
         bucket.take(place)
         if bucket.is_full:
             self._reducer.on_full()
@@ -158,6 +166,15 @@ class AllReduce(Strategy):
             yield
         finally:
             self._accumulating = False
+
+    def accumulate(self, batch: Batch) -> Outcome:
+        """As ever; then what only an earlier micro-batch used, so that no hook fired for it in the last one's."""
+        self._seen.clear()
+        outcome = super().accumulate(batch)
+        for parameter in self._homes:
+            if parameter.grad is not None and parameter not in self._seen:
+                self._on_gradient(parameter)
+        return outcome
 
     def forward_backward(self, batch: Batch) -> Outcome:
         """One pass over this rank's slice, or one over each of its virtual shards."""
