@@ -181,3 +181,46 @@ class Reentrant(nn.Module):
 
 def reentrant(input_shape, num_classes):
     return Reentrant(input_shape[0], num_classes)
+
+
+class Telling(nn.Module):
+    """Passes values on, and leaves a word in the rank's log for each training pass: a digest of where they are 0."""
+
+    def forward(self, x):
+        if self.training:
+            print("pass", hash(tuple((x != 0).flatten().tolist())), flush=True)
+        return x
+
+
+def telling(input_shape, num_classes, *, dropout: float = 0.0):
+    """Three layers to cut by columns or into stages, with a dropout between the first two."""
+    layers = [
+        nn.Linear(input_shape[0], 16),
+        nn.Dropout(dropout),
+        Telling(),
+        nn.Linear(16, 8),
+        Telling(),
+        nn.Tanh(),
+    ]
+    model = nn.Sequential(*layers, nn.Linear(8, num_classes))
+    model.tensor_plan = {"0": "colwise", "3": "rowwise"}
+    return model
+
+
+def passes_told(run, rank):
+    return [
+        line.split()[1] for line in run.rank_log(rank).read_text().splitlines() if line.startswith("pass ")
+    ]
+
+
+def tied(input_shape, num_classes, *, plan: str = "alike"):
+    """Two pairs of layers that are the same weights; the plan cuts both, or one only."""
+    size = input_shape[0]
+    layers = [nn.Linear(size, 16), nn.Tanh(), nn.Linear(16, size), nn.Tanh()]
+    layers += [nn.Linear(size, 16), nn.Tanh(), nn.Linear(16, size), nn.Tanh(), nn.Linear(size, num_classes)]
+    for first, second in ((0, 4), (2, 6)):
+        layers[second].weight = layers[first].weight
+    model = nn.Sequential(*layers)
+    cut = {"0": "colwise", "2": "rowwise"}
+    model.tensor_plan = cut | ({"4": "colwise", "6": "rowwise"} if plan == "alike" else {})
+    return model

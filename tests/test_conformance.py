@@ -151,6 +151,7 @@ def test_virtual_shards_are_computed_by_one_thread_and_recorded_as_what_they_are
         ),
         (["local_sgd", "training.precision=fp16"], r"fp16 needs its loss scaled"),
         (["parameter_server", "training.ema_decay=0.9"], r"updated by servers"),
+        (["tensor", "training.compile=true"], r"training.compile: with tensor .*: false"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(words, message):

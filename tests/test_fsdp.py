@@ -77,6 +77,21 @@ def lines(run, rank):
     return [line for line in read_json_lines(run.metrics_file(rank, 1)) if line["kind"] == "step"]
 
 
+UNEVEN = ("training.global_batch_size=13", "training.epochs=2")  # 6 and 7 samples a rank, 2 in the last batch
+
+
+@pytest.mark.parametrize("size", [6, 1])
+def test_a_rank_with_fewer_micro_batches_than_others_goes_through_as_many_passes(server, tmp_path, size):
+    words = (*UNEVEN, "distributed.timeout_seconds=20")
+    alone = train(server, tmp_path, *words, *SINGLE)
+    run = train(server, tmp_path, *words, f"training.micro_batch_size={size}", *fsdp(2))
+    assert largest_difference(run, alone) < 1e-10
+    samples = [
+        sum(line.get("samples", 0) for line in read_json_lines(run.metrics_file(rank))) for rank in (0, 1)
+    ]
+    assert sum(samples) == 2 * 148  # each sample counted once
+
+
 def test_blocks_are_wrapped_one_by_one_and_tied_ones_left_to_the_root(reference, server, tmp_path):
     run = train(server, tmp_path, *AWKWARD, *fsdp(2))
     told = start_line(run)["strategy"]

@@ -22,6 +22,7 @@ from lockstep.orchestration import combinations
 from lockstep.strategies._pipeline_cut import cut, units
 from lockstep.strategies.base import Batch
 from lockstep.strategies.pipeline import Pipeline
+from own_models import passes_told
 from pipeline_ranks import alone, batch_of, difference, together, whole
 from training import bits, largest_difference, results, train
 
@@ -371,6 +372,23 @@ def test_draws_depend_on_the_part_of_the_model_and_not_on_the_ranks(server, tmp_
         for ranks, more in ((2, ()), (3, ("distributed.strategy.schedule=gpipe",)))
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble"])
+def test_layers_whose_activations_are_dropped_are_computed_again_to_the_same_bits(server, tmp_path, schedule):
+    words = ("model=own_models:telling", "model.dropout=0.3", "training.epochs=1", "distributed.world_size=2")
+    words = (*words, f"distributed.strategy={{name: pipeline, schedule: {schedule}, micro_batches: 2}}")
+    words = (*words, "training.precision=fp32") + (
+        ("distributed.world_size=1",) if "zero" in schedule else ()
+    )
+    plain = train(server, tmp_path, *words)
+    again = train(server, tmp_path, *words, "training.activation_checkpointing=true")
+    assert bits(again) == bits(plain)
+    passes = [
+        sum(len(passes_told(run, rank)) for rank in range(2 if schedule == "1f1b" else 1))
+        for run in (plain, again)
+    ]
+    assert passes[1] >= 1.5 * passes[0], passes  # all but what no gradient needs: the last layers of a run
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from lockstep.parameters import Choice
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of
 from lockstep.strategies.tensor import _group_size
+from own_models import passes_told
 from training import bits, final_state, largest_difference, results, train
 
 SINGLE = ("distributed.strategy=single", "distributed.world_size=1")
@@ -57,6 +58,47 @@ def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, 
     whole = read_json_lines(reference.metrics_file(0))[0]["parameter_digests"]
     for name, value in whole.items():  # those of the slices add up to that of the whole, whoever holds copies
         assert (sum(own.get(name, 0) for own in starts) - value) % 2**64 == 0, name
+
+
+def test_groups_with_fewer_micro_batches_than_others_go_through_as_many_passes(server, tmp_path):
+    words = ("training.global_batch_size=13", "training.epochs=1", SIZES, "distributed.timeout_seconds=20")
+    alone = train(server, tmp_path, *words, *SINGLE)
+    run = train(server, tmp_path, *words, "training.micro_batch_size=6", *grid(4, 2))
+    assert largest_difference(run, alone) < 1e-10
+
+
+def test_layers_that_are_the_same_weights_stay_so_where_they_are_cut_alike(server, tmp_path):
+    words = ("model=own_models:tied", "training.epochs=1")
+    alone = train(server, tmp_path, *words, *SINGLE)
+    run = train(server, tmp_path, *words, *grid(2, 1))
+    assert largest_difference(run, alone) < 1e-10
+    rest = [
+        train(server, tmp_path, *words, "training.epochs=2", *way, start=newest(run))
+        for way in (SINGLE, grid(2, 1))
+    ]
+    assert largest_difference(*rest) < 1e-10
+    with pytest.raises(RunFailed, match=r"0.weight and 4.weight are one parameter.*colwise, whole"):
+        train(server, tmp_path, *words, "model.plan=apart", *grid(2, 1))
+
+
+def test_blocks_that_are_computed_again_draw_as_they_did(server, tmp_path, words_file):
+    data = f"data={{name: text, path: {words_file}, context_length: 16}}"
+    model = "model={name: gpt, dim: 16, depth: 2, heads: 4, dropout: 0.3}"
+    words = (data, model, "training.global_batch_size=8", "training.epochs=1", *grid(2, 1))
+    plain = train(server, tmp_path, *words)
+    assert bits(train(server, tmp_path, *words, "training.activation_checkpointing=true")) == bits(plain)
+
+
+def test_each_micro_batch_draws_anew(server, tmp_path):
+    words = (
+        "model=own_models:telling",
+        "model.dropout=0.5",
+        "training.epochs=1",
+        "training.global_batch_size=16",
+    )
+    run = train(server, tmp_path, *words, "training.micro_batch_size=4", *grid(2, 1))
+    told = [passes_told(run, rank)[0:8:2] for rank in (0, 1)]  # of the first step, behind the first layer
+    assert len({*told[0], *told[1]}) == 8
 
 
 def test_a_checkpoint_goes_on_under_any_strategy_and_back(server, tmp_path, reference):
@@ -129,7 +171,7 @@ def test_columns_draw_for_themselves_and_what_is_common_draws_alike():
         )
         plan = {"1": Way("colwise"), "3": Way("rowwise")}
         draws = Draws(
-            model, plan, lambda number, column=column: torch.manual_seed(100 + 10 * column + number)
+            model, plan, lambda layer, column=column: torch.manual_seed(100 + 10 * column + int(layer))
         )
         masks: list[list[float]] = []
         for part in model:

@@ -5,14 +5,13 @@ Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
 
 import functools
 import itertools
-import math
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lockstep.errors import RunFailed
-from lockstep.strategies._blocks import blocks
+from lockstep.strategies._blocks import IN_RUNS, blocks, runs
 
 
 def drop_activations(module: nn.Module) -> list[str]:
@@ -38,21 +37,17 @@ def drop_activations(module: nn.Module) -> list[str]:
 
 def _in_runs(module: nn.Sequential) -> list[str]:
     weighted = [index for index, child in enumerate(module) if [*child.parameters()]]
-    count = math.isqrt(max(len(weighted) - 1, 0)) + 1  # the square root, rounded up
-    starts = (
-        [weighted[len(weighted) * number // count] if number else 0 for number in range(count)]
-        if weighted
-        else [0]
-    )
+    starts = [weighted[run.start] if run.start else 0 for run in runs(len(weighted))]
     bounds = [*itertools.pairwise([*starts, len(module)])]
-    runs = [nn.Sequential(*[module[index] for index in range(first, stop)]) for first, stop in bounds]
+    parts = [nn.Sequential(*[module[index] for index in range(first, stop)]) for first, stop in bounds]
 
     def forward(values: Tensor) -> Tensor:
-        for run in runs:
-            values = _recomputing(module, run, values)
+        for part in parts:
+            values = _recomputing(module, part, values)
         return values
 
     module.forward = forward  # type: ignore[method-assign]
+    setattr(module, IN_RUNS, True)  # for who calls the layers one by one
     return [f"{first} to {stop - 1}" for first, stop in bounds]
 
 

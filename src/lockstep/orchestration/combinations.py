@@ -31,6 +31,11 @@ def check(wanted: Parameters) -> None:
             f"{_KEY}.data_parallel: found {options['data_parallel']} for {ranks} ranks, allowed: {fitting}, which "
             "divide them equally"
         )
+    if name == "tensor" and wanted.training.compile:
+        raise UsageError(
+            "training.compile: with tensor the layers are cut into tensors that know of the other ranks, which the "
+            "compiler does not take; allowed with it: false"
+        )
     if name in ("parameter_server", "local_sgd") and wanted.training.precision == "fp16":
         raise UsageError(
             f"training.precision: fp16 needs its loss scaled and {name} does not; allowed with it: fp32, bf16, fp64"

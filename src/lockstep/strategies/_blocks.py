@@ -3,7 +3,13 @@
 What is done block by block (wrapping for sharding, dropping activations) asks here, so that it is the same parts.
 """
 
+import math
+
 from torch import nn
+
+IN_RUNS = (
+    "computed_again_in_runs"  # an attribute of a Sequential whose forward pass drops its layers' activations
+)
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:
@@ -34,3 +40,12 @@ def _listed(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
     for name, child in module.named_children():
         found.update(_listed(child, f"{prefix}{name}."))
     return found
+
+
+def runs(count: int) -> list[range]:
+    """So many layers in the square root of their number of runs, whose lengths differ by one at most.
+
+    Where a run keeps its input only, that is where inputs kept and layers computed at once are fewest together.
+    """
+    number = math.isqrt(max(count - 1, 0)) + 1  # the square root, rounded up
+    return [range(count * run // number, count * (run + 1) // number) for run in range(number)]

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lockstep.collectives.pipeline import Action, Schedule
 from lockstep.errors import RunFailed
+from lockstep.strategies._blocks import runs
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies._passes import Passes
 from lockstep.strategies._pipeline_backward import Backward, Pass
@@ -99,7 +101,10 @@ def _product(action: Action) -> Key:
 
 
 class Runner:
-    """One rank's part. ``boundaries`` has what each stage takes; ``seed`` is called before each unit's pass."""
+    """One rank's part. ``boundaries`` has what each stage takes; ``seed`` is called before each unit's pass.
+
+    ``again``: runs of a stage's units keep their input only, and are computed again in the backward pass.
+    """
 
     def __init__(
         self,
@@ -110,10 +115,12 @@ class Runner:
         passes: Passes,
         seed: Callable[[int, str], None],
         split: bool,
+        again: bool,
     ) -> None:
         self.transport, self.stages, self.boundaries = transport, stages, boundaries
         self.schedule_for, self.passes, self.seed = schedule_for, passes, seed
         self.last = len(boundaries) - 1
+        self.again = again
         self.backward = {
             number: Backward([part for unit in stage for part in unit.parts], split)
             for number, stage in stages.items()
@@ -181,10 +188,19 @@ class Runner:
         return backward.end(given, total * (scale * batch.weight / batch.global_samples)), output.detach()
 
     def _through(self, stage: int, number: int, value: Tensor) -> Tensor:
+        units = self.stages[stage]
         with self.passes.autocast():
-            for unit in self.stages[stage]:
-                self.seed(number, unit.names[0])
-                value = unit(value)
+            if not (self.again and torch.is_grad_enabled()):
+                return self._units(units, number, value)
+            for run in runs(len(units)):
+                part = units[run.start : run.stop]
+                value = checkpoint(self._units, part, number, value, use_reentrant=False)
+        return value
+
+    def _units(self, units: Sequence[Unit], number: int, value: Tensor) -> Tensor:
+        for unit in units:
+            self.seed(number, unit.names[0])
+            value = unit(value)
         return value
 
     def predict(self, features: Tensor, step: int, micro_batches: int) -> Tensor | None:

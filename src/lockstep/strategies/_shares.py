@@ -55,14 +55,22 @@ class Batch:
         """How many samples of this share count."""
         return len(self.labels) if self.weight else 0
 
-    def micro_batches(self, size: int | None) -> "list[Batch]":
-        """Pieces of at most ``size`` samples, their sizes differing by one at most; None: in one piece."""
+    def micro_batches(self, size: int | None, least: int = 1) -> "list[Batch]":
+        """Pieces of at most ``size`` samples, ``least`` of them or more, their sizes differing by one at most.
+
+        None: in one piece. Where there are fewer samples than pieces, the last ones hold a borrowed one that counts
+        for nothing.
+        """
         rows = len(self.labels)
-        if size is None or rows <= size:
+        count = max(-(-rows // size), least) if size is not None else 1
+        if count == 1:
             return [self]
-        count = -(-rows // size)
-        pieces = (Shard(number, number + 1, count).rows(rows) for number in range(count))
-        return [replace(self, features=self.features[piece], labels=self.labels[piece]) for piece in pieces]
+        pieces = [
+            Shard(number, number + 1, min(count, rows)).rows(rows) for number in range(min(count, rows))
+        ]
+        found = [replace(self, features=self.features[piece], labels=self.labels[piece]) for piece in pieces]
+        borrowed = replace(self, features=self.features[:1], labels=self.labels[:1], weight=0.0)
+        return found + [borrowed] * (count - len(found))
 
 
 @dataclass

@@ -112,3 +112,36 @@ def held(module: nn.Module, plan: Mapping[str, Way], ranks: int) -> dict[str, in
             if f"{name}.{key}" in counts:
                 counts[f"{name}.{key}"] //= ranks
     return counts
+
+
+def tied(module: nn.Module, plan: Mapping[str, Way]) -> list[list[tuple[str, str]]]:
+    """The (module, key) places of each parameter that stands in several and is cut in them, to be tied again.
+
+    Raises RunFailed where they are not cut alike: ranks would hold parts of one and the whole of the other.
+    """
+    places: dict[nn.Parameter, list[tuple[str, str]]] = {}
+    for name, part in module.named_modules():
+        for key, parameter in part.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append((name, key))
+    found = []
+    for each in places.values():
+        ways = {
+            (plan[name].kind if name in plan and plan[name].kind != "shared" else "whole") for name, _ in each
+        }
+        if len(ways) > 1:
+            what = " and ".join(f"{name}.{key}" for name, key in each)
+            raise RunFailed(
+                f"tensor_plan: {what} are one parameter, and the plan treats them in different ways "
+                f"({', '.join(sorted(ways))}); allowed: the same way for all places of a parameter, or no way for any"
+            )
+        if len(each) > 1 and ways != {"whole"}:
+            found.append(each)
+    return found
+
+
+def tie(module: nn.Module, ties: list[list[tuple[str, str]]]) -> None:
+    """Put the first place's parameter into the others: cutting made each a parameter of its own."""
+    for (first, key), *others in ties:
+        parameter = getattr(module.get_submodule(first), key)
+        for name, other in others:
+            module.get_submodule(name).register_parameter(other, parameter)

@@ -30,6 +30,7 @@ class Strategy:
     updates_weights = True  # `apply` runs this rank's optimizer on this rank's parameters
     scales_loss = True  # `sync` sees scaled gradients, and may find that they overflowed
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
+    meets_in_passes = False  # ranks wait for each other in every pass, so that all have to make as many
     counts = True  # the samples that it sees are counted here, and by no other rank
     sharded = (
         False  # no rank holds all of the state: each saves its own slices, and reads those that it needs
@@ -92,7 +93,10 @@ class Strategy:
 
     def accumulate(self, batch: Batch) -> Outcome:
         """Forward and backward in micro-batches; what the ranks reduce, they reduce in the last one's."""
-        pieces = batch.micro_batches(self.passes.micro_batch_size)
+        size = self.passes.micro_batch_size
+        largest = -(-batch.global_samples // self.shard().parts)  # share of a rank, as every rank can tell
+        least = -(-largest // size) if size and self.meets_in_passes else 1
+        pieces = batch.micro_batches(size, least)
         loss, hits = 0.0, 0.0
         for number, piece in enumerate(pieces, start=1):
             with self.accumulating() if number < len(pieces) else contextlib.nullcontext():

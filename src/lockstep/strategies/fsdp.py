@@ -59,6 +59,7 @@ class Fsdp(Strategy):
 
     replicated = False
     sharded = True
+    meets_in_passes = True
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from lockstep.collectives.pipeline import FIXED_STAGES, Schedule, classic_bubble
 from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies import _pipeline_state
+from lockstep.strategies._blocks import IN_RUNS
 from lockstep.strategies._pipeline_balance import measured_costs
 from lockstep.strategies._pipeline_cut import Ownership, Unit, check_stages, cut, ownership, strip, units
 from lockstep.strategies._pipeline_run import Runner, boundaries, sum_among
@@ -117,6 +118,7 @@ class Pipeline(Strategy):
             self.passes,
             self._seed,
             self.schedule.startswith("zero"),
+            getattr(whole, IN_RUNS, False),
         )
         strip(whole, [unit for stage in own.values() for unit in stage], self._stages)
         self.module = self.model = _Kept(whole, self)

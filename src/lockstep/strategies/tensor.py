@@ -29,13 +29,14 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_draws import Draws
-from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of
+from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, key, open_transport
 from lockstep.transports._sent import SentBytes
 
@@ -49,6 +50,7 @@ class Tensor(Strategy):
 
     replicated = False
     sharded = True
+    meets_in_passes = True
 
     def __init__(self, group: Group, *, data_parallel: Annotated[int, Field(ge=1, le=1024)] = 1) -> None:
         super().__init__(group)
@@ -59,6 +61,7 @@ class Tensor(Strategy):
         self._root: FSDPModule | None = None
         self._parts: Parts | None = None
         self._draws: Draws | None = None
+        self._passes_begun = 0  # in this step
         self._sent: SentBytes | None = None
         self._sent_before = 0
 
@@ -92,12 +95,14 @@ class Tensor(Strategy):
         with torch.no_grad():
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
+        ties = tied(module, self.plan)
         mesh = init_device_mesh("cpu", (self.groups, self.size), mesh_dim_names=("data", "tensor"))
         for name, way in self.plan.items():
             if name:
                 parallelize_module(module, mesh["tensor"], {name: _style(way)})
             else:
                 _style(way)._apply(module, mesh["tensor"])
+        tie(module, ties)
         self._draws = Draws(module, self.plan, self._seed_column)
         if self.groups > 1:
             module = self._share_out(module, mesh["data"])
@@ -131,22 +136,24 @@ class Tensor(Strategy):
         self._root = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         return module
 
-    def _seed_column(self, number: int) -> None:
-        torch.default_generator.manual_seed(
-            key(*self.draws, "group", self.row, "column", self.column, number)
-        )
+    def _seed_column(self, layer: str) -> None:
+        where = ("group", self.row, "column", self.column, "pass", self._passes_begun, layer)
+        torch.default_generator.manual_seed(key(*self.draws, *where))
 
     def forward_backward(self, batch: Batch) -> Outcome:
         """Every rank of a group goes through the same samples, and draws alike but for its own columns."""
         self._sent_before = self._bytes()
         self.seed_draws("group", self.row)
+        self._passes_begun = 0
         return self.accumulate(batch)
 
     def one_pass(self, batch: Batch) -> Outcome:
-        """As ever."""
+        """As ever; a block that is computed again is so to its end, where its own draws are left."""
         assert self._draws is not None
+        self._passes_begun += 1
         self._draws.begin()
-        return super().one_pass(batch)
+        with set_checkpoint_early_stop(False):
+            return super().one_pass(batch)
 
     def accumulating(self) -> contextlib.AbstractContextManager[object]:
         """The groups hold their gradients until the last micro-batch."""
