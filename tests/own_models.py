@@ -24,6 +24,8 @@ class Faulty(nn.Module):
 
     def forward(self, x):
         self.calls += self.training
+        if self.kind == "allocate at once" and self.training and own_rank() == self.rank:
+            torch.empty(10**15)  # in whichever pass is the first, before step 1 or in it
         if self.calls == 30 and own_rank() == self.rank:
             if self.kind == "raise":
                 raise ValueError("the culprit's own words")
@@ -224,3 +226,20 @@ def tied(input_shape, num_classes, *, plan: str = "alike"):
     cut = {"0": "colwise", "2": "rowwise"}
     model.tensor_plan = cut | ({"4": "colwise", "6": "rowwise"} if plan == "alike" else {})
     return model
+
+
+class Returning(nn.Module):
+    """Returns more than logits, or fails in a way of its own."""
+
+    def __init__(self, inputs: int, outputs: int, what: str) -> None:
+        super().__init__()
+        self.net, self.what = nn.Linear(inputs, outputs), what
+
+    def forward(self, x):
+        if self.what == "attribute":
+            return self.net(x.no_such_thing)
+        return {"tuple": (self.net(x), None), "mapping": {"logits": self.net(x)}}[self.what]
+
+
+def returning(input_shape, num_classes, *, what: str = "tuple"):
+    return Returning(input_shape[0], num_classes, what)

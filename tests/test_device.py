@@ -48,6 +48,16 @@ def test_memory_that_runs_out_is_told_with_what_to_change(server, tmp_path):
     assert told.value.cause == "out of memory"
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "allreduce"])
+def test_memory_that_runs_out_before_the_first_step_is_told_as_well(server, tmp_path, strategy):
+    words = ("model=own_models:faulty", "model.kind=allocate at once", f"distributed.strategy={strategy}")
+    with pytest.raises(
+        RunFailed, match=r"memory ran out on rank 1.*Try a smaller training.micro_batch_size"
+    ) as told:
+        train(server, tmp_path, *words)
+    assert told.value.cause == "out of memory"
+
+
 def test_channels_last_is_the_same_training_and_the_processor_reports_no_device_memory(server, tmp_path):
     words = ("distributed.world_size=2", "training.precision=fp32")
     plain = train(server, tmp_path, *words)

@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lockstep import parameters
 from lockstep.cli import main
-from lockstep.engine import checkpoint
+from lockstep.engine import checkpoint, judging
+from lockstep.engine.evaluation import evaluate_run
+from lockstep.engine.features import open_splits
+from lockstep.engine.rank import make_module
 from lockstep.files import read_json_lines
 from training import bits, largest_difference, train
 
@@ -189,6 +193,28 @@ def test_the_average_and_any_kept_checkpoint_can_be_exported(server, tmp_path):
     export(run, tmp_path / "e", "--format", "safetensors", "--ema")
     assert torch.equal(load_file(tmp_path / "e")["1.weight"], state["optimizer"]["1.weight/ema"])
     assert not torch.equal(load_file(tmp_path / "e")["1.weight"], load_file(tmp_path / "w")["1.weight"])
+
+
+@pytest.mark.parametrize("way", [("single", 1), ("fsdp", 2)])
+def test_the_average_of_a_weight_that_is_used_twice_stands_under_both_names(server, tmp_path, way):
+    (tmp_path / "t.txt").write_text("a language model whose head and embedding are one. " * 20)
+    data = f"data={{name: text, path: {tmp_path / 't.txt'}, context_length: 16}}"
+    model = "model={name: gpt, dim: 16, depth: 1, heads: 2}"
+    words = (data, model, "training.ema_decay=0.9", "training.global_batch_size=8")
+    run = train(server, tmp_path, *words, *chosen(way), "training.epochs=1")
+    export(run, tmp_path / "e", "--format", "safetensors", "--ema")
+    found, state = load_file(tmp_path / "e"), checkpoint.newest(run.checkpoints)[0].tensors()
+    average = state["optimizer"]["embedding.token.weight/ema"]
+    assert torch.equal(found["embedding.token.weight"], average) and torch.equal(
+        found["head.weight"], average
+    )
+    evaluated = evaluate_run(run, parameters.read(run.parameters, []))
+    module = make_module(run, parameters.read(run.parameters, []))
+    module.load_state_dict(found)
+    splits = open_splits(run.data, ("test",), parameters.read(run.parameters, []), torch.float64)
+    seen = judging.evaluate(module, *splits["test"])
+    assert evaluated["ema"]["test"]["loss"] == pytest.approx(seen.loss / seen.samples, rel=1e-9)
+    assert evaluated["ema"]["test"]["loss"] != pytest.approx(evaluated["final"]["test"]["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,20 @@ def test_files_of_torch_save_are_read_as_weights_only(tmp_path, kind):
     assert model.head.weight is model.embedding.token.weight
 
 
+TIED = ("head.weight", "embedding.token.weight")
+
+
+@pytest.mark.parametrize("left_out", TIED)
+def test_a_weight_that_the_model_uses_twice_need_stand_in_the_file_once(tmp_path, left_out):
+    model, _ = small("gpt")
+    state = {name: value.clone() for name, value in model.state_dict().items() if name != left_out}
+    save_file(state, tmp_path / "weights.safetensors")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    fitting.load_weights(model, tmp_path, "mine.safetensors")
+    assert torch.equal(model.head.weight, next(state[name] for name in TIED if name in state))
+
+
 class Command:
     """Runs when it is unpickled."""
 
@@ -264,6 +278,7 @@ class Command:
         return print, ("owned",)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_weights_that_do_not_fit_or_are_no_weights_are_refused_in_words(tmp_path, capsys):
     model, _ = small("mlp")
     state = copy.deepcopy(model.state_dict())
@@ -271,6 +286,14 @@ def test_weights_that_do_not_fit_or_are_no_weights_are_refused_in_words(tmp_path
         ({**state, "extra": torch.zeros(1)}, "extra is not in the model"),
         ({name: value for name, value in state.items() if name != "1.bias"}, "1.bias is missing"),
         ({**state, "1.bias": torch.zeros(9)}, r"1\.bias has the shape \(9,\), the model's \(7,\)"),
+        ({**state, "1.bias": torch.zeros(7, dtype=torch.int8)}, r"1\.bias is of int8, the model's of float"),
+        (
+            {**state, "1.bias": torch.zeros(7, dtype=torch.cfloat)},
+            r"1\.bias is of complex64, the model's of float",
+        ),
+        ({**state, "1.bias": torch.zeros(7).to_sparse()}, "a dense tensor for each"),
+        ({**state, "1.bias": torch.zeros(7, device="meta")}, "a dense tensor for each"),
+        ({3: torch.zeros(7)}, "not a plain state dict"),
         ([1, 2], "not a plain state dict"),
         ({"name": "x"}, "not a plain state dict"),
         (Command(), "holds more than tensors and is not read"),
@@ -300,6 +323,21 @@ def test_weights_that_are_not_there_are_refused_before_anything_is_written(tmp_p
         wanted = parameters.read(None, [f"model.weights={name}"])
         with pytest.raises(UsageError, match=words):
             inputs.require(wanted, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("tuple", "the model returned tuple, allowed: one tensor of logits"),
+        ("mapping", "the model returned dict, allowed: one tensor of logits"),
+        ("attribute", "cannot take a sample of synthetic .*AttributeError: .*no_such_thing"),
+    ],
+)
+def test_a_model_that_returns_no_logits_or_fails_in_its_own_way_says_so_in_words(
+    server, tmp_path, what, words
+):
+    with pytest.raises(RunFailed, match=words):
+        train(server, tmp_path, "model=own_models:returning", f"model.what={what}", *ALONE)
 
 
 def test_a_model_that_cannot_take_its_data_says_so_in_words(server, tmp_path):

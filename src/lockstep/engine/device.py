@@ -61,13 +61,18 @@ def peak_bytes(device: torch.device) -> int | None:
     return None if device == HOST else torch.cuda.max_memory_allocated(device)
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether it was for want of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @contextlib.contextmanager
 def exhaustion_in_words(where: str) -> Iterator[None]:
     """Say what to change where memory runs out: of a GPU, or of the host in one allocation."""
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not ran_out(error):
             raise
         first = str(error).partition("\n")[0]
         raise RunFailed(

@@ -11,6 +11,7 @@ from torch import Tensor
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
 from lockstep.engine.checkpoint import Checkpoint
+from lockstep.engine.device import exhaustion_in_words
 from lockstep.engine.features import Features, open_splits
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.optimizers import PRECISIONS
@@ -18,7 +19,7 @@ from lockstep.engine.rank import launched, make_module
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.parameters import Parameters, read
-from lockstep.strategies._ema import averaged
+from lockstep.strategies._ema import aliases, averaged
 
 LOG = "evaluator.log"
 SPLITS = ("train", "validation", "test")
@@ -32,7 +33,8 @@ def main(index: int, run_path: str, parent_pid: int) -> None:
     with launched(run, index, run.logs / LOG, parent_pid):
         parameters = read(run.parameters, [])
         torch.set_num_threads(read_json(run.plan)["cores"])
-        write_json(run.live / RESULT, evaluate_run(run, parameters))
+        with exhaustion_in_words("in the evaluation"):
+            write_json(run.live / RESULT, evaluate_run(run, parameters))
 
 
 def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
     module = make_module(run, parameters)
     state = final.tensors()
     judged = judge(module, final, state["model"], splits, data, rows)
-    averages = averaged(state)
+    averages = averaged(state, aliases(module))
     return {
         "classes": data["classes"],
         "final": judged,

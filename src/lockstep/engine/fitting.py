@@ -7,8 +7,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lockstep.engine.device import ran_out
 from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
+from lockstep.strategies._ema import aliases
 from lockstep.strategies._loss import summed_loss
 from lockstep.strategies.base import Batch
 
@@ -24,7 +26,9 @@ def check_model(module: nn.Module, batch: Batch, parameters: Parameters) -> None
     features, labels = batch.features[:1], batch.labels[:1]
     try:
         summed_loss(module(features), labels)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever a model of the user's own raises
+        if ran_out(error) or isinstance(error, RunFailed):
+            raise
         shape = "x".join(map(str, features.shape[1:]))
         kind = str(features.dtype).removeprefix("torch.")
         raise RunFailed(
@@ -45,12 +49,23 @@ def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
     if given and all(key.startswith(WRAPPED) for key in given):
         given = {key.removeprefix(WRAPPED): tensor for key, tensor in given.items()}
     own = module.state_dict()
+    given |= {
+        name: given[first] for name, first in aliases(module).items() if first in given and name not in given
+    }
+    given |= {
+        first: given[name] for name, first in aliases(module).items() if name in given and first not in given
+    }
     problems = [f"{key} is missing" for key in own if key not in given]
     problems += [f"{key} is not in the model" for key in given if key not in own]
     problems += [
         f"{key} has the shape {tuple(given[key].shape)}, the model's {tuple(tensor.shape)}"
         for key, tensor in own.items()
         if key in given and given[key].shape != tensor.shape
+    ]
+    problems += [
+        f"{key} is of {_kind(given[key])}, the model's of {_kind(tensor)}"
+        for key, tensor in own.items()
+        if key in given and _sort(given[key]) != _sort(tensor)
     ]
     if problems:
         more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
@@ -59,6 +74,15 @@ def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
             "the data's classes have to be those that the weights were trained with"
         )
     module.load_state_dict(given)
+
+
+def _sort(tensor: Tensor) -> tuple[bool, bool]:
+    """What a copy does not convert without loss: fractions, and imaginary parts."""
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -73,6 +97,16 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise RunFailed(f"model.weights: {file} holds more than tensors and is not read: {error}") from None
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise RunFailed(f"model.weights: {file} is not a plain state dict: names, and a tensor for each")
-    return found
+    usable = isinstance(found, dict) and all(
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        for key, value in found.items()
+    )
+    if not usable:
+        raise RunFailed(
+            f"model.weights: {file} is not a plain state dict: names, and a dense tensor for each"
+        )
+    plain: dict[str, Tensor] = found
+    return plain

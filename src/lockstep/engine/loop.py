@@ -250,6 +250,7 @@ def about(job: Job, step: int) -> dict[str, Any]:
         },
         "precision": training.precision,
         "loss_scale": job.strategy.passes.loss_scale.state(),
+        "aliases": job.strategy.aliases,
         "seed": job.parameters.seed,
         "made_by": {
             "run_id": job.run.run_id,

@@ -33,6 +33,7 @@ from lockstep.errors import LockstepError, RunFailed
 from lockstep.files import read_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, Training, read
+from lockstep.strategies._ema import aliases
 from lockstep.strategies.base import Group, Strategy, key
 from lockstep.transports.base import TransportError
 
@@ -135,36 +136,23 @@ def work(
     batches = Batches(*splits["train"], parameters.seed, training.global_batch_size, strategy.shard())
     if device != HOST or training.channels_last:
         batches = OnDevice(batches, device, training.channels_last)
-    build_model(run, parameters, strategy, batches, device)
-    job = Job(
-        run=run,
-        parameters=parameters,
-        strategy=strategy,
-        batches=batches,
-        validation=splits["validation"],
-        board=board,
-        metrics=metrics,
-        watch=Watch(run, board, attempt),
-        steps=plan["steps"],
-        rank=index,
-    )
-    step = restore(job)
-    started = time.monotonic()
-    board.write("step", step)
-    board.write("start", step)
-    board.write("first_step", started)
-    metrics.write(
-        "start",
-        attempt=attempt,
-        rank=index,
-        pid=os.getpid(),
-        step=step,
-        startup_seconds=started - board.number(index, "launched"),
-        threads=torch.get_num_threads(),
-        strategy=strategy.describe(),
-        parameter_digests=fingerprints(strategy.fingerprinted()),
-    )
     with exhaustion_in_words(f"on rank {index}"):
+        build_model(run, parameters, strategy, batches, device)
+        job = Job(
+            run=run,
+            parameters=parameters,
+            strategy=strategy,
+            batches=batches,
+            validation=splits["validation"],
+            board=board,
+            metrics=metrics,
+            watch=Watch(run, board, attempt),
+            steps=plan["steps"],
+            rank=index,
+        )
+        step = restore(job)
+        started = time.monotonic()
+        note_start(job, step, started, attempt)
         step = train(job, step)
     strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns
     job.watch.finish()
@@ -184,6 +172,25 @@ def work(
     strategy.close()
 
 
+def note_start(job: Job, step: int, started: float, attempt: int) -> None:
+    """Where this attempt begins, on the board and in the metrics."""
+    board, index = job.board, job.rank
+    board.write("step", step)
+    board.write("start", step)
+    board.write("first_step", started)
+    job.metrics.write(
+        "start",
+        attempt=attempt,
+        rank=index,
+        pid=os.getpid(),
+        step=step,
+        startup_seconds=started - board.number(index, "launched"),
+        threads=torch.get_num_threads(),
+        strategy=job.strategy.describe(),
+        parameter_digests=fingerprints(job.strategy.fingerprinted()),
+    )
+
+
 def build_model(
     run: Run, parameters: Parameters, strategy: Strategy, batches: Batches, device: torch.device = HOST
 ) -> None:
@@ -191,6 +198,7 @@ def build_model(
     module = placed(make_module(run, parameters), device, parameters.training)
     strategy.passes.device = device.type
     check_model(module, batches(0), parameters)
+    strategy.aliases = aliases(module)
     prepare_module(module, parameters.training)
     strategy.place(module)
     strategy.max_grad_norm = parameters.training.max_grad_norm

@@ -8,7 +8,7 @@ that forgets.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 SLOT = "ema"
@@ -38,12 +38,25 @@ def advance(optimizer: Optimizer, decay: float) -> None:
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
-def averaged(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
-    """The weights of a checkpoint with averages in the place of those that have one; None where none has."""
+def aliases(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that stand in several places, and the first, which their state is called by."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        first.setdefault(parameter, name)
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+
+def averaged(state: Mapping[str, Mapping[str, Tensor]], also: Mapping[str, str]) -> dict[str, Tensor] | None:
+    """The weights of a checkpoint with averages in the place of those that have one; None where none has.
+
+    ``also``: the ``aliases`` of the model, so that a weight is the same under all of its names.
+    """
     suffix = f"/{SLOT}"
     averages = {
         name.removesuffix(suffix): tensor
         for name, tensor in state["optimizer"].items()
         if name.endswith(suffix)
     }
-    return {**state["model"], **averages} if averages else None
+    alike = {name: averages[first] for name, first in also.items() if first in averages}
+    return {**state["model"], **averages, **alike} if averages else None

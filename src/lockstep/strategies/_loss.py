@@ -11,6 +11,11 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     ``logits`` is (samples, classes) with ``labels`` (samples,), or (samples, length, classes) with (samples,
     length). Samples weigh the same however many predictions they hold, so every mean over samples stands.
     """
+    if not isinstance(logits, Tensor):
+        raise RunFailed(
+            f"the model returned {type(logits).__name__}, allowed: one tensor of logits, (samples, classes) or "
+            "(samples, length, classes). See model.name"
+        )
     if logits.shape[:-1] != labels.shape:
         raise RunFailed(
             f"the model returned {_shape(logits)} for labels of {_shape(labels)}, allowed: one row of logits for "

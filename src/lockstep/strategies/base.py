@@ -41,6 +41,7 @@ class Strategy:
         self.model: nn.Module = nn.Identity()  # what the forward pass calls
         self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
         self.optimizer: Optimizer | None = None
+        self.aliases: dict[str, str] = {}  # further names of weights that the model uses in several places
         self.max_grad_norm: float | None = None
         self.ema_decay: float | None = None
         self.passes = Passes()

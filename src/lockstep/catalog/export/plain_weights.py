@@ -17,7 +17,7 @@ from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.run import Run
 from lockstep.catalog.verification import safetensors_file
 from lockstep.errors import CorruptRecord, UsageError
-from lockstep.files import fsync_folder, open_plain, temporary_beside
+from lockstep.files import fsync_folder, open_plain, read_json, temporary_beside
 
 PART = "model"
 HEADER = "slices"  # as engine.contents writes it
@@ -79,7 +79,9 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
         moving = {name: whole for name, whole in read(checkpoint, "optimizer").items() if name.endswith(EMA)}
         if not moving:
             raise UsageError(f"{checkpoint.name} has no moving average: training.ema_decay was not set")
-        tensors |= {name.removesuffix(EMA): whole for name, whole in moving.items()}
+        averages = {name.removesuffix(EMA): whole for name, whole in moving.items()}
+        tensors |= averages
+        tensors |= {name: averages[first] for name, first in _aliases(checkpoint) if first in averages}
     # Larger elements first, so that each tensor begins at a multiple of its element's size.
     order = sorted(tensors, key=lambda name: (-safetensors_file.BITS[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": about}
@@ -104,6 +106,12 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
         temporary.replace(target)
     fsync_folder(target.parent)
     return len(tensors)
+
+
+def _aliases(checkpoint: Path) -> list[tuple[str, str]]:
+    """Further names of weights that the model uses in several places, and the first, which has the average."""
+    found = read_json(checkpoint / "state.json").get("aliases", {})
+    return [(name, first) for name, first in found.items() if isinstance(first, str)]
 
 
 def read(checkpoint: Path, part: str) -> dict[str, Whole]:
