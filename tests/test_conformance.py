@@ -3,10 +3,11 @@
 import pytest
 
 from lockstep import parameters, plugins
+from lockstep.engine.evaluation import evaluate_run
 from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json, read_json_lines
 from lockstep.orchestration import combinations
-from training import bits, largest_difference, train
+from training import bits, largest_difference, results, train
 
 NAMES = [name for name in plugins.names("strategies") if plugins.load("strategies", name).exact]
 SHARED = [name for name in NAMES if name != "single"]
@@ -87,6 +88,18 @@ def test_a_weight_that_only_some_ranks_use_in_a_step_is_given_their_gradient(
         server, tmp_path, *words, "distributed.strategy={name: allreduce, bucket_mb: 0.0001, overlap: false}"
     )
     assert largest_difference(run, other) < 1e-10
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "allreduce", "fsdp", "parameter_server"])
+def test_statistics_of_batches_are_judged_as_they_are_saved_and_resume_alike(server, tmp_path, strategy):
+    words = ("model=own_models:normed", f"distributed.strategy={strategy}", "distributed.world_size=2")
+    whole = train(server, tmp_path, *words, "checkpoint.keep=9")
+    rest = train(server, tmp_path, *words, start=whole.checkpoints / "step-00000016")
+    losses = [results(run)["epochs"][-1]["validation"]["loss"] for run in (whole, rest)]
+    assert losses[0] == losses[1]
+    assert bits(whole) == bits(rest)
+    evaluated = evaluate_run(whole, parameters.read(whole.parameters, []))
+    assert evaluated["final"]["validation"]["loss"] == pytest.approx(losses[0], abs=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

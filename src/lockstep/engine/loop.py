@@ -54,12 +54,15 @@ def train(job: Job, step: int) -> int:
         saving = checkpoint_due(job, step) or step == job.steps
         if saving:
             job.strategy.agree()  # before the validation: what is validated is what is saved
+        if saving or step % job.batches.steps_per_epoch == 0:
+            job.strategy.share_buffers()
         if step % job.batches.steps_per_epoch == 0:
             end_epoch(job, step)
         if saving:
             save(job, step)
     if job.saved_step != step:
         job.strategy.agree()
+        job.strategy.share_buffers()
         save(job, step)
     return step
 

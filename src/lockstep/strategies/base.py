@@ -167,6 +167,26 @@ class Strategy:
     def agree(self) -> None:
         """Bring all ranks to one state, before it is saved. Every rank calls it after the same step."""
 
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Rank 0's buffers for all, as those are the ones that are saved: what is judged is then what is saved.
+
+        Statistics of batches differ between ranks. Only numbers with a fraction are shared: all count alike.
+        """
+        if self.group.world_size == 1:
+            return
+        for part in self.module.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
+                    flat = (
+                        buffer.reshape(-1).clone()
+                        if self.group.rank == 0
+                        else buffer.new_zeros(buffer.numel())
+                    )
+                    shared = self.total(flat).view_as(buffer)
+                    if not torch.equal(shared, buffer):  # else it may be of memory that cannot be written to
+                        buffer.copy_(shared)
+
     def describe(self) -> dict[str, Any]:
         """What it decided for itself, for the record."""
         return {}

@@ -91,6 +91,9 @@ class LocalSgd(Strategy):
                 # Scalars count steps, of which every rank did as many.
                 value.copy_(mean if value.dim() else mean.round())
 
+    def share_buffers(self) -> None:
+        """They are averaged with the weights."""
+
     def _average(self) -> None:
         """The step of the outer optimizer; plain averaging is one of rate 1 without momentum."""
         weights = self._weights()

@@ -193,6 +193,9 @@ class Pipeline(Strategy):
             torch._foreach_mul_(gradients, self.max_grad_norm / value)
         return value
 
+    def share_buffers(self) -> None:
+        """Each stands on one rank alone."""
+
     def total(self, values: Tensor) -> Tensor:
         """As ever; what was sent before it says other things on every rank."""
         self._open.label = Label("all_reduce", 0, self.draws[1] + 1)
