@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -88,6 +90,62 @@ def test_a_stranger_is_refused_and_does_not_disturb_the_run(pair: Any, said: byt
     guest.close()
     with pytest.raises(ConnectionRefusedError):  # nobody listens once all have met
         socket.create_connection(address, timeout=3)
+
+
+@pytest.mark.parametrize("word", [b"", b"x", b"LKSP"])
+def test_a_crowd_of_strangers_neither_ends_the_run_nor_keeps_a_rank_out(pair: Any, word: bytes) -> None:
+    """More than are heard at once, who come while the ranks meet, and go on talking."""
+    crowd: list[socket.socket] = []
+    over = threading.Event()
+
+    def come(address: tuple[str, int]) -> None:
+        while not over.is_set() and len(crowd) < 400:
+            with contextlib.suppress(OSError):
+                guest = socket.create_connection(address, timeout=1)
+                crowd.append(guest)
+                guest.send(word)
+            for guest in crowd[-70:] if word else ():
+                with contextlib.suppress(OSError):
+                    guest.send(word)
+
+    def crowded(address: tuple[str, int]) -> None:
+        coming.append(threading.Thread(target=come, args=(address,)))
+        coming[0].start()
+        wait_until(lambda: len(crowd) > 100)
+
+    coming: list[threading.Thread] = []
+    try:
+        talk(pair(crowded))
+    finally:
+        over.set()
+        coming[0].join()
+        for guest in crowd:
+            guest.close()
+
+
+WITHOUT_DESCRIPTORS = """
+import resource, sys
+from pathlib import Path
+from lockstep.strategies.base import Group
+from lockstep.transports.tcp import Tcp
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+try:
+    Tcp(Group(0, 2, Path(sys.argv[1]), 2.0))
+except Exception as error:
+    print(error)
+"""
+
+
+def test_strangers_who_take_all_descriptors_do_not_make_a_rank_wait_for_ever(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(tmp_path / "rendezvous")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        wait_until((tmp_path / "rendezvous-tcp-0").exists)
+        address = tuple(json.loads((tmp_path / "rendezvous-tcp-0").read_text()))
+        crowd = [socket.create_connection(address, timeout=3) for _ in range(50)]
+        output, _ = process.communicate(timeout=60)
+        for guest in crowd:
+            guest.close()
+    assert "rank 1 did not join within 2 s" in output
 
 
 def test_a_wrong_token_is_refused(pair: Any, tmp_path: Path) -> None:

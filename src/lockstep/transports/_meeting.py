@@ -8,8 +8,10 @@ listens any more.
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import secrets
@@ -31,6 +33,7 @@ _POLL_SECONDS = 0.002
 _NONCE_BYTES, _PROOF_BYTES = 32, 32
 _HELLO = struct.Struct(f"<4sI{_NONCE_BYTES}s{_PROOF_BYTES}s")  # magic, rank, nonce, proof
 _MOST_STRANGERS = 64  # that are heard at the same time
+_TRIES = 100  # of a rank to introduce itself: a crowd of strangers may have had it shown out
 _JOIN = Label("join")
 
 
@@ -97,18 +100,26 @@ class Meeting:
         return hmac.digest(self.secret, text, hashlib.sha256)
 
     def _connect(self, peer: int) -> None:
-        while peer not in self.sockets:
+        for tries in itertools.count(1):
+            self.sockets[peer] = self._reach(peer)
+            try:
+                self._introduce(self.sockets[peer], peer)
+                return
+            except TimeoutError:
+                raise self._failed(peer, f"did not answer within {self._seconds:g} s", "hang") from None
+            except OSError as error:
+                self.sockets.pop(peer).close()
+                if tries == _TRIES:
+                    raise self._failed(peer, f"refused this rank, or died ({error})") from None
+                self._pause(peer)
+
+    def _reach(self, peer: int) -> socket.socket:
+        while True:
             address = tuple(json.loads(self._read(str(peer), peer)))
             try:
-                self.sockets[peer] = socket.create_connection(address, timeout=self._left())
+                return socket.create_connection(address, timeout=self._left())
             except OSError:
                 self._pause(peer)  # an earlier process may have left the address
-        try:
-            self._introduce(self.sockets[peer], peer)
-        except TimeoutError:
-            raise self._failed(peer, f"did not answer within {self._seconds:g} s", "hang") from None
-        except OSError as error:
-            raise self._failed(peer, f"refused this rank, or died ({error})") from None
 
     def _introduce(self, connection: socket.socket, peer: int) -> None:
         """Prove to a peer that this rank belongs, and have it prove the same."""
@@ -132,13 +143,14 @@ class Meeting:
         try:
             while missing := [rank for rank in range(self.rank + 1, self.size) if rank not in self.sockets]:
                 ready = poll.poll(self._left() * 1000)
-                if not ready and time.monotonic() > self._deadline:
+                if time.monotonic() > self._deadline:  # whatever strangers keep saying
                     raise self._failed(missing[0], f"did not join within {self._seconds:g} s", "hang")
                 for descriptor, _ in ready:
                     if descriptor == listener.fileno():
                         self._greet(listener, guests, poll)
-                    elif guests[descriptor].heard():
-                        guest = guests.pop(descriptor)
+                    # One that was shown out since is still among the ready.
+                    elif (guest := guests.get(descriptor)) is not None and guest.heard():
+                        del guests[descriptor]
                         poll.unregister(descriptor)
                         self._judge(guest)
         finally:
@@ -148,17 +160,30 @@ class Meeting:
     def _greet(self, listener: socket.socket, guests: "dict[int, _Guest]", poll: select.poll) -> None:
         try:
             connection, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._show_out(guests, poll)
+            return  # gone again, or to be greeted when there is a descriptor for it
+        try:
             connection.setblocking(False)
             guest = _Guest(connection)
             connection.send(guest.nonce)
         except OSError:
-            return  # gone again
+            connection.close()
+            return
         if len(guests) >= _MOST_STRANGERS:
-            oldest = next(iter(guests))
-            poll.unregister(oldest)
-            guests.pop(oldest).connection.close()
+            self._show_out(guests, poll)
         guests[connection.fileno()] = guest
         poll.register(connection, select.POLLIN)
+
+    def _show_out(self, guests: "dict[int, _Guest]", poll: select.poll) -> None:
+        """The one who has been here longest: a rank says all that it has to within milliseconds."""
+        if not guests:
+            time.sleep(_POLL_SECONDS)  # no descriptor is left, and none of them is a guest's
+            return
+        oldest = next(iter(guests))
+        poll.unregister(oldest)
+        guests.pop(oldest).connection.close()
 
     def _judge(self, guest: "_Guest") -> None:
         """Take in a peer; drop anybody else."""
@@ -189,7 +214,7 @@ class _Guest:
     said: bytes = b""
 
     def heard(self) -> bool:
-        """Read on; whether that is all there is to hear."""
+        """Read on; whether that is all there is to hear, which it is of who does not begin as a rank does."""
         try:
             more = self.connection.recv(_HELLO.size - len(self.said))
         except BlockingIOError:
@@ -197,7 +222,8 @@ class _Guest:
         except OSError:
             more = b""
         self.said += more
-        return not more or len(self.said) == _HELLO.size
+        begins_well = self.said[: len(MAGIC)] == MAGIC[: len(self.said)]
+        return not more or not begins_well or len(self.said) == _HELLO.size
 
 
 def _family(address: str) -> socket.AddressFamily:
