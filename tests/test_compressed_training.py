@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from lockstep import parameters, plugins
+from lockstep.compressors.base import Part, Residuals
 from lockstep.engine.batches import map_split
 from lockstep.errors import ParametersError, RunFailed
 from lockstep.files import read_json_lines
@@ -216,3 +217,32 @@ def test_a_sparse_compressor_under_adam_is_warned_of():
         said.append(plan.warnings(parameters.read(None, words), splits, 1, 64))
     assert any("topk" in warning and "about every 100th step" in warning for warning in said[0])
     assert not said[1]
+
+
+@pytest.mark.parametrize("compressor", ["int8", "topk", "powersgd", "{name: powersgd, warm_start: false}"])
+def test_a_step_that_overflows_in_fp16_leaves_nothing_over_and_training_goes_on(server, tmp_path, compressor):
+    words = (
+        "model=own_models:loud",
+        "training.precision=fp16",
+        "training.epochs=4",
+        "training.optimizer=sgd",
+    )
+    words = (*words, "training.learning_rate=0.001", strategy(compressor), "distributed.world_size=2")
+    run, again = (train(server, tmp_path / str(number), *words) for number in range(2))
+    steps = [line for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "step"]
+    skipped = [line["skipped"] for line in steps]
+    assert skipped[0] and sum(skipped) < 12, skipped  # of 32; without a compressor it is eight
+    assert bits(run) == bits(again)
+
+
+def test_what_was_left_over_counts_in_the_scale_of_the_gradients_that_it_is_added_to():
+    part = Part(0, torch.tensor([1.0, 2.0, 1.0]), [torch.Size([2])], None)
+    left = Residuals(True)
+    left.begin(8.0)
+    left.keep(part, torch.tensor([4.0, -2.0]))
+    left.begin(4.0)  # halved: so is what is left
+    assert left.added_to(part).tolist() == [3.0, 1.0]
+    left.keep(part, torch.tensor([float("inf"), 0.0]))
+    left.undo()
+    left.begin(8.0)
+    assert left.added_to(part).tolist() == [5.0, 0.0]

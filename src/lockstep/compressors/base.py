@@ -68,6 +68,14 @@ class Compressor:
     def __init__(self, *, error_feedback: bool = False) -> None:
         self.residuals = Residuals(error_feedback)
 
+    def begin(self, scale: float) -> None:
+        """A step begins, whose gradients are ``scale`` times what they are: the loss is scaled in fp16."""
+        self.residuals.begin(scale)
+
+    def undo(self) -> None:
+        """The step was left out, because its gradients overflowed: nothing of it is remembered."""
+        self.residuals.undo()
+
     def reduce(self, part: Part, transport: Transport) -> None:
         """Replace ``part.flat`` by its sum over the ranks; the marks exactly, the gradients about."""
         raise NotImplementedError
@@ -79,6 +87,19 @@ class Residuals:
     def __init__(self, kept: bool) -> None:
         self._kept = kept
         self._left: dict[int, Tensor] = {}
+        self._before: dict[int, Tensor] = {}  # the same when the step began, where it may yet be left out
+        self._scale = 1.0
+
+    def begin(self, scale: float) -> None:
+        """What is left over counts in the gradients' present scale, by which powers of two change no bit."""
+        if scale != self._scale:
+            self._left = {number: left * (scale / self._scale) for number, left in self._left.items()}
+            self._scale = scale
+        self._before = dict(self._left) if scale != 1 else {}
+
+    def undo(self) -> None:
+        """Forget what this step left over."""
+        self._left = self._before
 
     def of(self, number: int) -> Tensor | None:
         """What stands over for a bucket: (elements,), or None."""

@@ -54,7 +54,18 @@ class PowerSGD(Compressor):
         self.rank, self.warm_start = rank, warm_start
         self._matrices: dict[int, list[_Matrix]] = {}
         self._factors: dict[int, list[Tensor]] = {}  # Q of each matrix of a bucket, summed over the ranks
+        self._before: dict[int, list[Tensor]] = {}  # the same when the step began
         self._draws = torch.Generator().manual_seed(0)  # the same on every rank, and nobody else's draws
+
+    def begin(self, scale: float) -> None:
+        """The factors are there to be gone back to; they have a direction, and no scale that matters."""
+        super().begin(scale)
+        self._before = dict(self._factors)
+
+    def undo(self) -> None:
+        """Forget this step's factors as well."""
+        super().undo()
+        self._factors = self._before
 
     def reduce(self, part: Part, transport: Transport) -> None:
         """Sum P and what is not compressed, make P orthonormal, then sum Q."""

@@ -181,6 +181,8 @@ class AllReduce(Strategy):
         assert self.transport is not None and self._reducer is not None
         self._sent = self.transport.wire_bytes
         self._reducer.begin(self.draws[1] + 1)
+        if self.compressor is not None:
+            self.compressor.begin(self.passes.loss_scale.value)
         self.snapshots = self._snapshots if self._snapshots.begin(self.draws[1] + 1) else None
         if self.invariant is None:
             return super().forward_backward(batch)
@@ -199,7 +201,10 @@ class AllReduce(Strategy):
         self._leave_snapshots()
         self.sync_seconds = clock() - began
         self.wire_bytes = self.transport.wire_bytes - self._sent
-        return super().sync()
+        norm = super().sync()
+        if self.compressor is not None and self.passes.loss_scale.overflowed:
+            self.compressor.undo()
+        return norm
 
     def _leave_snapshots(self) -> None:
         if self.snapshots is None:
