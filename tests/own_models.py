@@ -228,6 +228,10 @@ def tied(input_shape, num_classes, *, plan: str = "alike"):
     return model
 
 
+def frozen(input_shape, num_classes):
+    return nn.Linear(input_shape[0], num_classes).requires_grad_(False)
+
+
 class Returning(nn.Module):
     """Returns more than logits, or fails in a way of its own."""
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -20,7 +23,7 @@ ALGORITHMS = ("ring", "tree", "halving_doubling", "direct", "hierarchical", "par
 def order(algorithm, ranks, **changes):
     return {
         "algorithm": algorithm, "world_size": ranks, "num_steps": 6, "parameter_dim": 40, "shard_size": 16,
-        "transport": "shm", "seed": 42, "timeout_seconds": 30.0,
+        "transport": "shm", "seed": 42, "timeout_seconds": 30.0, "ranks_per_machine": None,
     } | changes  # fmt: skip
 
 
@@ -37,6 +40,32 @@ def test_each_step_is_the_serial_one(server, algorithm, ranks):
     assert [step["step"] for step in steps] == list(range(1, 7))
     assert all(step["ok"] for step in steps), steps
     assert steps[-1]["loss"] < 0.3 * steps[0]["loss"]
+
+
+def test_ranks_of_several_machines_go_through_their_hierarchy(server):
+    alike = [simulated(server, order("hierarchical", 5, ranks_per_machine=size)) for size in (2, None)]
+    for steps in alike:
+        assert all(step["ok"] for step in steps), steps
+    assert alike[0][0]["wire_bytes"] != alike[1][0]["wire_bytes"]
+
+
+def test_a_rank_that_dies_is_told_with_the_step_that_it_died_in(server, monkeypatch):
+    wanted = order("ring", 3, num_steps=100_000, transport="tcp")
+    found = []
+
+    def kill_one():
+        ranks = [pid for pid in descendants(os.getpid()) if _is_simulating(pid)]
+        found.extend(ranks)
+        os.kill(ranks[-1], signal.SIGKILL)
+
+    timer = threading.Timer(1.5, kill_one)
+    timer.start()
+    with pytest.raises(RunFailed) as told:
+        gather.gather(TARGET, wanted, 3, 60, server)
+    timer.join()
+    assert len(found) == 3
+    step = re.search(r"all_reduce ring, bucket 0, step ([0-9]+)", str(told.value))
+    assert step and int(step[1]) > 0, told.value
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "parameter_server"])
@@ -62,6 +91,14 @@ def test_the_command_prints_a_row_for_each_step_and_leaves_nothing_behind():
     assert all(row.endswith("ok") for row in rows[1:7])
     assert "each of 6 steps is the serial one" in rows[7]
     assert not [pid for pid in descendants(os.getpid()) if "collectives" in _command(pid)]
+
+
+def _is_simulating(pid):
+    """A rank of the server: it listens, or is connected, by TCP."""
+    links = [os.path.realpath(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    return sum("socket:" in link for link in links) >= 2 and not any(
+        "pytest" in word for word in [_command(pid)]
+    )
 
 
 def _command(pid):

@@ -96,6 +96,11 @@ def test_the_choice_names_an_algorithm_that_does_the_collective_at_every_size():
             assert reason
 
 
+def test_an_algorithm_that_cannot_be_simulated_is_no_candidate():
+    algorithm, reason = choose("all_reduce", 400_000_000, Topology(2500, 2499))
+    assert algorithm != "hierarchical" and "hierarchical" not in reason
+
+
 def test_equal_costs_are_settled_the_same_way_on_every_rank():
     assert choose("all_reduce", 4096, Topology.one_machine(2))[0] == "direct"
 

@@ -340,6 +340,13 @@ def test_a_model_that_returns_no_logits_or_fails_in_its_own_way_says_so_in_words
         train(server, tmp_path, "model=own_models:returning", f"model.what={what}", *ALONE)
 
 
+@pytest.mark.parametrize("strategy", ["single", "fsdp", "parameter_server"])
+def test_a_model_with_nothing_to_train_is_refused_in_words(server, tmp_path, strategy):
+    words = ("model=own_models:frozen", f"distributed.strategy={strategy}", "distributed.world_size=1")
+    with pytest.raises(RunFailed, match="the model has no parameter to train"):
+        train(server, tmp_path, *words)
+
+
 def test_a_model_that_cannot_take_its_data_says_so_in_words(server, tmp_path):
     with pytest.raises(RunFailed, match=r"the model mlp cannot take a sample of own_data:echo \(6, int64\)"):
         train(server, tmp_path, "data=own_data:echo", "model=mlp", *ALONE)

@@ -147,6 +147,19 @@ def test_wrong_claims_are_found():
     assert [failure[:6] for failure in failures_of(schedules, claims)] == ["rank 3"]
 
 
+def test_phases_that_are_not_those_of_the_rounds_are_found():
+    schedules, _ = schedules_of("ring", "all_reduce", 4)
+    longer = [replace(each, phases=(*each.phases[:-1], Phase(400))) for each in schedules]
+    assert failures_of(longer) == ["phases of 400 rounds are declared, and there are 6"]
+    one = [*schedules[:2], replace(schedules[2], phases=(Phase(1), Phase(5))), schedules[3]]
+    assert failures_of(one) == ["rank 2 declares other phases than rank 0"]
+
+
+def test_claims_for_fewer_ranks_than_there_are_are_found():
+    schedules, claims = schedules_of("ring", "all_reduce", 4)
+    assert failures_of(schedules, claims[:3]) == ["there are 3 claims for 4 ranks"]
+
+
 def test_rounds_that_are_declared_alike_and_are_not_are_found():
     schedules, _ = schedules_of("ring", "all_reduce", 4)
     schedules = [replace(schedule, phases=(Phase(6),)) for schedule in schedules]

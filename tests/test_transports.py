@@ -12,6 +12,7 @@ import transport_ranks as ranks_of
 from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import PAIRS, chunk_bounds, closed_form, make
+from lockstep.collectives.topology import Topology
 from lockstep.errors import RunFailed
 from lockstep.transports.base import Label, TransportError
 from transport_start import Start
@@ -46,19 +47,20 @@ def test_bytes_on_the_wire_are_those_of_theory_and_the_headers(
     start: Start, tmp_path: Path, transport: str, count: int
 ) -> None:
     elements = 7919 * 12  # every algorithm cuts it evenly
-    results = start.run("bytes_sent", count, transport, ranks=count, elements=elements)
+    topology = Topology(count, 2)
+    results = start.run("bytes_sent", count, transport, ranks=count, elements=elements, per_machine=2)
     kind = plugins.load("transports", transport)
     for rank, counts in enumerate(results):
         for algorithm in PAIRS:
             if algorithm == "direct" and kind.all_reduce is not None:
                 assert counts[algorithm] == 4 * elements  # everything is written into the shared memory once
                 continue
-            schedule = make("all_reduce", algorithm, rank, count)
+            schedule = make("all_reduce", algorithm, rank, count, topology)
             sends = [each for round_ in schedule.rounds for each in round_ if each.kind == "send"]
             bounds = chunk_bounds(elements, schedule.chunks)
             sent = [bounds[each.chunks[-1]][1] - bounds[each.chunks[0]][0] for each in sends]
             assert counts[algorithm] == 4 * sum(sent) + kind.header_bytes * len(sends)
-            theory = closed_form("all_reduce", algorithm, rank, count).sent
+            theory = closed_form("all_reduce", algorithm, rank, count, topology).sent
             assert sum(sent) == pytest.approx(theory * elements, abs=len(sends))
 
 
@@ -166,6 +168,14 @@ def test_the_same_seed_brings_the_same_faults(tmp_path: Path) -> None:
 
 def test_delays_change_nothing_but_time(tmp_path: Path) -> None:
     assert faulty(tmp_path, 10.0, delay_seconds=0.002) == ["well"] * 3
+
+
+def test_a_type_that_is_not_sent_is_refused_in_words(tmp_path: Path) -> None:
+    sender = ranks_of.opened("queue", 0, 2, tmp_path, 1.0)
+    with pytest.raises(RunFailed, match=r"a tensor to send is complex64, allowed: float16, bfloat16"):
+        sender.send(torch.zeros(2, dtype=torch.complex64), 1)
+    ranks_of.opened("queue", 1, 2, tmp_path, 1.0).close()
+    sender.close()
 
 
 def test_a_transport_needs_only_the_fields_of_a_group(tmp_path: Path) -> None:

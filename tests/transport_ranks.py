@@ -17,6 +17,7 @@ import torch
 from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import PAIRS, chunk_bounds, make
+from lockstep.collectives.topology import Topology
 from lockstep.errors import LockstepError
 from lockstep.linux import die_with_parent
 from lockstep.strategies.base import Group
@@ -91,6 +92,13 @@ def all_sums(rank: int, folder: Path, transport: str, ranks: int) -> list[str]:
                     digests.append(
                         one_sum(ours, collective, algorithm, getattr(torch, dtype), elements, tolerance)
                     )
+    if ranks > 2:
+        groups = Topology(ranks, 2)
+        for collective in PAIRS["hierarchical"]:
+            for elements in (1, 997):
+                digests.append(
+                    one_sum(ours, collective, "hierarchical", torch.float64, elements, 1e-10, groups)
+                )
     big = one_sum(
         ours, "all_reduce", "ring", torch.float32, 500_009, 1e-4
     )  # more than a slot or a socket holds
@@ -100,11 +108,17 @@ def all_sums(rank: int, folder: Path, transport: str, ranks: int) -> list[str]:
 
 
 def one_sum(
-    ours: Transport, collective: str, algorithm: str, dtype: torch.dtype, elements: int, tolerance: float
+    ours: Transport,
+    collective: str,
+    algorithm: str,
+    dtype: torch.dtype,
+    elements: int,
+    tolerance: float,
+    topology: Topology | None = None,
 ) -> str:
     """Run it and check it; the digest of what every rank must have alike, else nothing."""
     rank, ranks = ours.rank, ours.size
-    schedule = make(collective, algorithm, rank, ranks)
+    schedule = make(collective, algorithm, rank, ranks, topology)
     parts = [part(other, elements, dtype) for other in range(ranks)]
     total = sum((each.double() for each in parts), torch.zeros(elements, dtype=torch.float64))
     buffer = parts[rank].clone()
@@ -124,13 +138,16 @@ def one_sum(
     return hashlib.sha256(shared.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def bytes_sent(rank: int, folder: Path, transport: str, ranks: int, elements: int) -> dict[str, int]:
+def bytes_sent(
+    rank: int, folder: Path, transport: str, ranks: int, elements: int, per_machine: int
+) -> dict[str, int]:
     """What each algorithm put on the wire."""
     ours = opened(transport, rank, ranks, folder)
     counts = {}
     for algorithm in PAIRS:
         before = ours.wire_bytes
-        execute.run(make("all_reduce", algorithm, rank, ranks), ours, part(rank, elements, torch.float32))
+        schedule = make("all_reduce", algorithm, rank, ranks, Topology(ranks, per_machine))
+        execute.run(schedule, ours, part(rank, elements, torch.float32))
         counts[algorithm] = ours.wire_bytes - before
     ours.close()
     return counts

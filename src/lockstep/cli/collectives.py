@@ -31,6 +31,9 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"lockstep.cli.collectives_{name}")
 
 
+ONLY_HIERARCHICAL = "--ranks-per-machine goes with --algorithm hierarchical: no other asks who stands where"
+
+
 def at_least_one(text: str) -> int:
     """A count, for argparse."""
     number = int(text)

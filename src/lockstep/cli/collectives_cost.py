@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lockstep.collectives.cost import Cost
 
 
+MOST_RANKS, MOST_BYTES = 1_000_000, 10**18  # for so many ranks there is always one that can be simulated
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     add_choice(parser, required=False)
@@ -65,6 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Simulate and print: one algorithm in detail, or the times of all side by side."""
     from lockstep.cli import output
 
+    for option, counts, most in (
+        ("world-size", arguments.world_size, MOST_RANKS),
+        ("bytes", [arguments.bytes], MOST_BYTES),
+        ("ranks-per-machine", [arguments.ranks_per_machine], MOST_RANKS),
+    ):
+        if max(counts) > most:
+            found = f"{max(counts):,}" if max(counts) < 10**30 else "a number of more than 30 digits"
+            raise UsageError(f"--{option}: found {found}, allowed: at most {most:,}")
     costs = [_costs(arguments, _topology(arguments, size)) for size in arguments.world_size]
     if arguments.json:
         output.write_json([asdict(cost) for row in costs for cost in row])

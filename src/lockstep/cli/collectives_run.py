@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from lockstep.cli.collectives import at_least_one
+from lockstep.cli.collectives import ONLY_HIERARCHICAL, at_least_one
 from lockstep.collectives.schedule import PAIRS
 from lockstep.errors import UsageError
 
@@ -23,6 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     algorithms = [name for name, collectives in PAIRS.items() if "all_reduce" in collectives]
     parser.add_argument("--algorithm", choices=[*algorithms, PARAMETER_SERVER], required=True)
     parser.add_argument("--world-size", metavar="RANKS", type=at_least_one, default=4, help="default: 4")
+    parser.add_argument(
+        "--ranks-per-machine",
+        metavar="RANKS",
+        type=at_least_one,
+        help="for hierarchical; default: all on one",
+    )
     parser.add_argument("--num-steps", metavar="COUNT", type=at_least_one, default=6, help="default: 6")
     parser.add_argument(
         "--parameter-dim", metavar="COUNT", type=at_least_one, default=40, help="weights; default: 40"
@@ -42,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     from lockstep.linux import require_linux
 
     require_linux("collectives run")
+    if arguments.ranks_per_machine and arguments.algorithm != "hierarchical":
+        raise UsageError(ONLY_HIERARCHICAL)
     for option, most in MOST.items():
         found = getattr(arguments, option.replace("-", "_"))
         if found > most:
@@ -67,7 +75,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def order_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the processes are to do."""
-    names = ("algorithm", "world_size", "num_steps", "parameter_dim", "shard_size", "transport", "seed")
+    names = (
+        "algorithm",
+        "world_size",
+        "ranks_per_machine",
+        "num_steps",
+        "parameter_dim",
+        "shard_size",
+        "transport",
+        "seed",
+    )
     return {name: getattr(arguments, name) for name in names} | {"timeout_seconds": TIMEOUT_SECONDS}
 
 

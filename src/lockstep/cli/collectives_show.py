@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lockstep.cli.collectives import at_least_one
+from lockstep.cli.collectives import ONLY_HIERARCHICAL, at_least_one
 from lockstep.collectives.schedule import COLLECTIVES, PAIRS
 from lockstep.errors import UsageError
 
@@ -87,9 +87,7 @@ def _schedules(arguments: argparse.Namespace) -> "list[Schedule]":
     if arguments.servers:
         raise UsageError(f"--servers goes with --algorithm {PARAMETER_SERVER}")
     if arguments.ranks_per_machine and arguments.algorithm != "hierarchical":
-        raise UsageError(
-            "--ranks-per-machine goes with --algorithm hierarchical: no other asks who stands where"
-        )
+        raise UsageError(ONLY_HIERARCHICAL)
     topology = Topology(size, arguments.ranks_per_machine or size)
     options = {"pieces": arguments.pieces} if arguments.pieces else {}
     return [

@@ -15,6 +15,7 @@ Rounds that a schedule declares alike (``Phase``; ``prove`` checks it) are read 
 clocks advance alike the rest of a phase is a multiplication: so 16,384 ranks take seconds.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,8 @@ def simulate(collective: str, algorithm: str, payload_bytes: int, topology: Topo
             f"{collective} by {algorithm} on {size:,} ranks has {len(first.rounds):,} rounds, no two alike: "
             f"too many to simulate; take fewer ranks or another algorithm"
         )
-    schedules = [make(collective, algorithm, rank, size, topology, **options) for rank in range(size)]
+    every = range(size) if any(not phase.everyone for phase in phases) else range(1)
+    schedules = [make(collective, algorithm, rank, size, topology, **options) for rank in every]
     clocks, sent, messages = np.zeros(size), np.zeros(size), np.zeros(size, np.int64)
     at = 0
     for phase in phases:
@@ -200,11 +202,13 @@ def choose(collective: str, payload_bytes: int, topology: Topology) -> tuple[str
     """The algorithm that the model expects to be fastest, and the reason in words. The same on every rank."""
     if topology.world_size == 1:
         return "direct", "one rank has nothing to send"
-    costs = [
-        simulate(collective, algorithm, payload_bytes, topology)
-        for algorithm, collectives in PAIRS.items()
-        if collective in collectives and _sensible(collective, algorithm, topology)
-    ]
+    costs = []
+    for algorithm, collectives in PAIRS.items():
+        if collective in collectives and _sensible(collective, algorithm, topology):
+            with contextlib.suppress(UsageError):  # too many rounds to read: not a candidate here
+                costs.append(simulate(collective, algorithm, payload_bytes, topology))
+    if not costs:
+        raise UsageError(f"{collective} on {topology.world_size:,} ranks: too many to simulate any algorithm")
     costs.sort(key=preference)
     best, *others = costs
     reason = (

@@ -62,6 +62,10 @@ def failures_of(schedules: Sequence[Schedule], claims: Sequence[ClosedForm] = ()
     counts = {len(schedule.rounds) for schedule in schedules}
     if len(counts) != 1 or len({schedule.chunks for schedule in schedules}) != 1:
         return ["ranks disagree on the number of rounds or of chunks"]
+    if claims and len(claims) != len(schedules):
+        return [f"there are {len(claims)} claims for {len(schedules)} ranks"]
+    if broken := _phases(schedules):
+        return broken
     failures: list[str] = []
     held = _start(schedules)
     sent, received = [0] * len(schedules), [0] * len(schedules)
@@ -187,13 +191,27 @@ def _claims(
     schedules: Sequence[Schedule], claims: Sequence[ClosedForm], sent: list[int], received: list[int]
 ) -> list[str]:
     failures = []
-    for schedule, claim in zip(schedules, claims, strict=False):
+    for schedule, claim in zip(schedules, claims, strict=bool(claims)):
         rank, chunks = schedule.rank, schedule.chunks
         found = ClosedForm(
             len(schedule.rounds), Fraction(sent[rank], chunks), Fraction(received[rank], chunks)
         )
         if found != claim:
             failures.append(f"rank {rank}: the closed form says {claim}, the schedule has {found}")
+    return failures
+
+
+def _phases(schedules: Sequence[Schedule]) -> list[str]:
+    """Phases are what the cost is counted by: the same for all ranks, and as long as the rounds are."""
+    first = schedules[0]
+    failures = [
+        f"rank {schedule.rank} declares other phases than rank {first.rank}"
+        for schedule in schedules
+        if schedule.phases != first.phases
+    ]
+    declared = sum(phase.rounds for phase in first.phases)
+    if first.phases and (declared != len(first.rounds) or any(phase.rounds < 1 for phase in first.phases)):
+        failures.append(f"phases of {declared} rounds are declared, and there are {len(first.rounds)}")
     return failures
 
 

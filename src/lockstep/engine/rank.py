@@ -34,6 +34,7 @@ from lockstep.files import read_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, Training, read
 from lockstep.strategies._ema import aliases
+from lockstep.strategies._slices import NOTHING_TO_TRAIN
 from lockstep.strategies.base import Group, Strategy, key
 from lockstep.transports.base import TransportError
 
@@ -196,6 +197,8 @@ def build_model(
 ) -> None:
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
     module = placed(make_module(run, parameters), device, parameters.training)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise RunFailed(NOTHING_TO_TRAIN)
     strategy.passes.device = device.type
     check_model(module, batches(0), parameters)
     strategy.aliases = aliases(module)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
+from lockstep.collectives.topology import Topology
 from lockstep.engine import lazy_dynamo
 from lockstep.linux import die_with_parent
 from lockstep.strategies._asking import Servers
 from lockstep.strategies._serving import Serving
 from lockstep.strategies._slices import cut
 from lockstep.strategies.base import Group, clock, key, open_transport
-from lockstep.transports.base import Transport
+from lockstep.transports.base import Label, Transport
 
 NOISE = 0.1  # of the targets
 
@@ -53,7 +54,7 @@ def work(index: int, folder: Path, order: dict[str, Any]) -> list[dict[str, Any]
         seen = []
     else:
         problem = Problem(order)
-        way = Served(transport, problem, ranks) if served else Reduced(transport, problem, order["algorithm"])
+        way = Served(transport, problem, ranks) if served else Reduced(transport, problem, order)
         seen = [take_step(step, way, problem, transport) for step in range(1, order["num_steps"] + 1)]
         way.leave()
     transport.close()
@@ -93,14 +94,15 @@ class Problem:
 class Reduced:
     """Every rank holds the weights; the gradient is all-reduced by a schedule."""
 
-    def __init__(self, transport: Transport, problem: Problem, algorithm: str) -> None:
+    def __init__(self, transport: Transport, problem: Problem, order: dict[str, Any]) -> None:
         self.transport, self.problem = transport, problem
-        self.schedule = make("all_reduce", algorithm, transport.rank, transport.size)
+        topology = Topology(transport.size, order["ranks_per_machine"] or transport.size)
+        self.schedule = make("all_reduce", order["algorithm"], transport.rank, transport.size, topology)
         self.weights = torch.zeros_like(problem.serial)
 
     def step(self, number: int) -> None:
         """One update."""
-        del number
+        self.transport.label = Label("all_reduce", 0, number)
         gradient = self.problem.part(self.transport.rank, self.weights)
         execute.run(self.schedule, self.transport, gradient)
         self.weights -= self.problem.learning_rate * gradient

@@ -59,14 +59,19 @@ class Slice:
                 piece.of(room).copy_(gradient.reshape(-1)[piece.start : piece.stop])
 
 
+NOTHING_TO_TRAIN = "the model has no parameter to train: at least one must require a gradient"
+
+
 def trained(module: nn.Module) -> Named:
     """The parameters that are shared out, in the module's order. All must be of one type."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     kinds = {parameter.dtype for _, parameter in named}
+    if not kinds:
+        raise RunFailed(NOTHING_TO_TRAIN)
     if len(kinds) != 1:
         raise RunFailed(
             "the strategy parameter_server needs parameters of one type, and the model has "
-            + (", ".join(sorted(map(str, kinds))) or "none that is trained")
+            + ", ".join(sorted(map(str, kinds)))
         )
     return named
 

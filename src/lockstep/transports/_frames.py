@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from lockstep.errors import RunFailed
 from lockstep.transports.base import Label
 
 MAGIC = b"LKSP"
@@ -20,7 +21,15 @@ _DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
 )  # fmt: skip
-CODES = {dtype: code for code, dtype in enumerate(_DTYPES, 1)}
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES, 1)}
+
+
+def code_of(dtype: torch.dtype) -> int:
+    """The number of a type in a header. Raises RunFailed for one that is not sent."""
+    if dtype not in _CODES:
+        names = [str(each).removeprefix("torch.") for each in (dtype, *_DTYPES)]
+        raise RunFailed(f"a tensor to send is {names[0]}, allowed: {', '.join(names[1:])}")
+    return _CODES[dtype]
 
 
 class Frame(NamedTuple):
@@ -40,7 +49,7 @@ class Frame(NamedTuple):
         """What the header of this tensor's message says, or must say."""
         operation = label.operation.encode()[:24].ljust(24, b"\0")
         length = tensor.numel() * tensor.element_size()
-        return cls(source, sequence, label.step, label.bucket, operation, tag, CODES[tensor.dtype], length)
+        return cls(source, sequence, label.step, label.bucket, operation, tag, code_of(tensor.dtype), length)
 
     def difference(self, expected: "Frame") -> tuple[str, object, object] | None:
         """The first field that differs, what it is, and what it should be; None where all agree."""

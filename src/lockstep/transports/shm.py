@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lockstep.errors import UsageError
 from lockstep.linux import require_linux
-from lockstep.transports._frames import CODES, HEADER_BYTES, readable
+from lockstep.transports._frames import HEADER_BYTES, code_of, readable
 from lockstep.transports._segment import Layout, Segment
 from lockstep.transports._slots import HEAD, Slots
 from lockstep.transports._waiting import Waiting
@@ -155,7 +155,7 @@ class Shm(Transport):
         """Write down what this rank is about to reduce; the peers compare when they meet it."""
         label = self.label
         self._calls += 1
-        self._plan = (CODES[buffer.dtype], buffer.nbytes, label.bucket, label.step)
+        self._plan = (code_of(buffer.dtype), buffer.nbytes, label.bucket, label.step)
         start = self._doing[self._calls & 1][self.rank]  # a peer may still be reading the last call's
         for offset, value in enumerate(self._plan):
             self._words[start + offset] = value
