@@ -1,5 +1,7 @@
 """Datasets of a user's own, for tests: small photographs of three kinds, and sequences with a label a place."""
 
+from pathlib import Path
+
 import numpy as np
 
 from lockstep.datasets import Source
@@ -19,3 +21,10 @@ def echo(seed, test_fraction, *, count: int = 60, length: int = 6):
     """Indices (count, length), each labelled by itself plus one."""
     tokens = np.random.default_rng(seed).integers(0, 5, (count, length))
     return Source(tokens, (tokens + 1) % 5, list("abcde"))
+
+
+def scaled(seed, test_fraction, *, file: str):
+    """Numbers (40, 3), times what stands in a file."""
+    draw = np.random.default_rng(seed)
+    features = draw.standard_normal((40, 3)).astype(np.float32) * float(Path(file).read_text())
+    return Source(features, np.arange(40, dtype=np.int64) % 2, ["even", "odd"])

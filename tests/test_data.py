@@ -8,7 +8,9 @@ from sklearn.datasets import load_digits
 
 from lockstep.datasets import Source, digits, synthetic
 from lockstep.errors import UsageError
+from lockstep.files import read_json
 from lockstep.orchestration import splits
+from training import train
 
 
 def test_digits_are_scikit_learns_own(monkeypatch):
@@ -70,3 +72,28 @@ def test_splits_are_stratified_seeded_and_hold_every_sample_once(counts, validat
 def test_data_that_no_training_could_use_is_refused_in_words(source, words):
     with pytest.raises(UsageError, match=words):
         splits.check(source, "mine")
+
+
+@pytest.mark.parametrize(
+    ("words", "empty"),
+    [
+        (("data.test_fraction=0.0001",), "test"),
+        (("data.test_fraction=0.9999", "data.validation_fraction=0"), "train"),
+    ],
+)
+def test_a_split_that_would_be_empty_is_refused_before_anything_is_trained(server, tmp_path, words, empty):
+    with pytest.raises(
+        UsageError, match=rf"data.test_fraction .* leave no sample of 1,797 in the {empty} split"
+    ):
+        train(server, tmp_path, "data=digits", *words)
+
+
+def test_data_of_a_users_own_is_identified_by_what_it_holds(server, tmp_path):
+    """Also where it came from a file, which nobody knows of but the function."""
+    file = tmp_path / "scale"
+    words = ("data=own_data:scaled", f"data.file={file}", "training.epochs=1")
+    found = []
+    for scale in ("1", "1", "2"):
+        file.write_text(scale)
+        found.append(read_json(train(server, tmp_path, *words).data / "data.json")["identity"])
+    assert found[0] == found[1] != found[2]

@@ -143,6 +143,9 @@ def test_the_users_own_plugin_is_read_by_its_signature(own: Path) -> None:
         ("broken:clash", "whose option 'num_classes' has a name that is taken"),
         ("broken:odd", "whose option what has the type <class 'bytes'>, allowed: bool, int"),
         ("broken:unknown", "whose signature cannot be read .*NameError"),
+        ("broken:few", r"takes \(input_shape\); allowed: .* called with \(input_shape, num_classes\), and"),
+        ("broken:three", r"takes \(a, b, c\); allowed"),
+        ("os:system", r"takes \(command\); allowed"),
         ("raises:net", r"whose import failed at .*raises\.py:2: ZeroDivisionError"),
         ("needs:net", r"whose import failed at .*needs\.py:1: ModuleNotFoundError"),
         ("leaves:net", r"whose import failed at .*SystemExit"),
@@ -159,9 +162,11 @@ def test_the_users_own_plugin_that_cannot_be_used_is_told_in_one_line(
     (own / "broken").mkdir()
     (own / "broken" / "__init__.py").write_text(
         "number = 1\n"
-        "def clash(*, num_classes: int): ...\n"
-        "def odd(*, what: bytes): ...\n"
+        "def clash(a, b, *, num_classes: int): ...\n"
+        "def odd(a, b, *, what: bytes): ...\n"
         "def unknown(*, what: 'Unknown'): ...\n"
+        "def few(input_shape): ...\n"
+        "def three(a, b, c): ...\n"
     )
     (own / "raises.py").write_text("\nnet = 1 / 0\n")
     (own / "needs.py").write_text("import absent_module\n")

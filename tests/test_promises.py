@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,21 @@ def test_the_surface_of_the_command_line_is_frozen(capsys):
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
         assert set(re.findall(r"--([a-z-]+)", capsys.readouterr().out)) == set(options.split()), name
+
+
+def test_two_commands_are_all_the_set_up_and_what_they_write_stays_out_of_git():
+    readme = (ROOT / "README.md").read_text()
+    opening = readme.partition("```")[2].partition("```")[0].splitlines()
+    assert [line.partition("#")[0].strip() for line in opening if line.strip()] == [
+        "pip install uv && uv run pipeline.py",
+        "uv run pytest",
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["requires-python"] == ">=3.11"
+    assert "torch>=2.11" in project["project"]["dependencies"]
+    assert project["tool"]["uv"]["exclude-newer"]  # the same versions everywhere, without a lock in git
+    assert "index" not in project["tool"]["uv"]
+    assert {".catalog/", ".venv/", "uv.lock"} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize(
@@ -179,9 +195,8 @@ def test_elsewhere_than_linux_training_refuses_in_one_line(monkeypatch):
         linux.require_linux("training")
 
 
-def test_a_read_only_catalog_is_named(command, tmp_path):
-    target = tmp_path / "file"
-    target.write_text("")
+def test_a_read_only_catalog_is_named(command):
+    target = Path("/sys")  # where root may not make a folder either
     command.catalog = target / "catalog"
     output = command.run(*JOB, status=1)
     assert str(target) in output

@@ -1,18 +1,27 @@
 """Rough use: whole groups signalled, folders moved, files damaged, terminals of all kinds."""
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
-from conftest import ROOT, descendants
+from conftest import ROOT, descendants, wait_until
 from lockstep.catalog import events, status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_seal
+from lockstep.errors import Interrupted
 from lockstep.files import read_json
+from lockstep.orchestration.display import Display
+from lockstep.orchestration.session import Session, active
 
 JOB = ("data=synthetic", "data.num_samples=400", "training.global_batch_size=32")
 
@@ -150,3 +159,59 @@ def test_a_folder_that_was_copied_while_running_is_its_own_run(command):
     assert status.of(run_of(command, "copy")).word != "running"
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
+
+
+def test_a_run_under_nohup_outlives_the_terminal(command):
+    process = command.start(
+        "--run-id", "r", *JOB, "training.epochs=300",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    metrics = command.catalog / "r" / "metrics" / "rank-0.jsonl"
+    wait_until(lambda: metrics.exists() and '"kind": "step"' in metrics.read_text())
+    os.killpg(process.pid, signal.SIGHUP)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert "SIGHUP" not in output
+
+
+def test_a_terminal_shows_progress_and_a_closing_table_however_narrow_it_is(command):
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    words = ["--catalog", str(command.catalog), "--run-id", "r", *JOB, "training.epochs=200"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "pipeline.py"), *words], cwd=ROOT, stdin=writer, stdout=writer, stderr=writer,
+        env=os.environ | {"TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(writer)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while more := os.read(reader, 65536):
+            seen += more
+    os.close(reader)
+    assert process.wait(timeout=100) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode(errors="replace"))
+    assert re.search(r"[━╸╺] *.*epoch [0-9]+/200", text)  # a bar, and what it tells
+    results = read_json(run_of(command, "r").results)
+    accuracy = results["evaluation"]["final"]["test"]["accuracy"]
+    assert f"{accuracy:.4f}" in text
+    assert f"{results['training']['samples_per_second']:,.0f}" in text
+    assert "…" not in text.partition("train acc")[2]
+
+
+def test_a_signal_is_remembered_where_python_drops_what_is_raised(tmp_path):
+    run = Run(tmp_path)
+    with active(Session(run, Display(quiet=True), tmp_path)) as session:
+        with contextlib.suppress(Interrupted):  # as in an object's __del__
+            signal.raise_signal(signal.SIGINT)
+        assert session.stop_signal == "SIGINT"  # before the next step, and by the ranks, it is looked at
+
+
+@pytest.mark.parametrize("words", [("--run-id", ""), ("--resume", ""), ("--catalog", __file__)])
+def test_names_that_are_none_are_refused(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pipeline.py"), "--catalog", str(tmp_path), *words],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and ("allowed" in done.stderr or "cannot be used" in done.stderr)
+    assert not list(tmp_path.iterdir())

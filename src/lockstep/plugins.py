@@ -35,6 +35,14 @@ _TAKEN = {
     "transports": {"name", "group"},
     "compressors": {"name"},
 }
+# What the program passes by position.
+_GIVEN = {
+    "models": ("input_shape", "num_classes"),
+    "datasets": ("seed", "test_fraction"),
+    "strategies": ("group",),
+    "transports": ("group",),
+    "compressors": (),
+}
 _BUILTIN = (bool, int, float, str, list, dict)
 _NAMESPACE: dict[str, Any] = {kind.__name__: kind for kind in _BUILTIN} | {
     "tuple": tuple,
@@ -84,7 +92,7 @@ def is_own(name: str) -> bool:
 def schema(kind: str, name: str, root: Path = ROOT) -> dict[str, Option]:
     """The options of a plugin, in the order of its signature. Raises ParametersError for an unusable one."""
     if is_own(name):
-        options = _options_of(_imported(name), name)
+        options = _options_of(_imported(name), name, kind)
         if clash := _TAKEN[kind] & options.keys():
             raise ParametersError(f"found {name!r}, whose option {min(clash)!r} has a name that is taken")
         return options
@@ -194,11 +202,20 @@ def _where(error: BaseException) -> str:
     return f"at {file}:{line}: {type(error).__name__}: {what}"
 
 
-def _options_of(target: Callable[..., Any], name: str) -> dict[str, Option]:
+def _options_of(target: Callable[..., Any], name: str, kind: str) -> dict[str, Option]:
     try:
-        parameters = inspect.signature(target, eval_str=True).parameters.values()
+        signature = inspect.signature(target, eval_str=True)
     except Exception as error:  # an annotation is the user's code as well
         raise ParametersError(f"found {name!r}, whose signature cannot be read {_where(error)}") from None
+    parameters = signature.parameters.values()
+    plain = signature.replace(parameters=[each for each in parameters if each.kind is not each.KEYWORD_ONLY])
+    try:
+        plain.bind(*_GIVEN[kind])
+    except TypeError:
+        raise ParametersError(
+            f"found {name!r}, which takes {signature}; allowed: what can be called with ({', '.join(_GIVEN[kind])}), "
+            "and options by keyword after a *"
+        ) from None
     options = {}
     for parameter in parameters:
         if parameter.kind is not parameter.KEYWORD_ONLY:

@@ -154,7 +154,12 @@ def project_root(start: Path) -> Path:
 
 def claim(catalog: Path, run_id: str | None) -> Run:
     """Make the folder of a new run. ``mkdir`` decides between two starters: one wins, the other is refused."""
-    catalog.mkdir(parents=True, exist_ok=True)
+    try:
+        catalog.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(
+            f"--catalog: found {catalog}, which is or lies in a file; allowed: a folder"
+        ) from None
     for _ in range(20):
         folder = catalog / check_run_id(run_id or new_run_id())
         try:
@@ -174,6 +179,10 @@ def claim(catalog: Path, run_id: str | None) -> Run:
 
 def find(catalog: Path, name: str) -> Run:
     """A run by its id, a unique prefix of it, ``latest``, or the path of a run's folder elsewhere."""
+    if not name:
+        raise UsageError(
+            "found no name of a run (''), allowed: an id, the beginning of one, latest, or a folder"
+        )
     if os.sep in name or name in (".", ".."):
         folder = Path(name).resolve()
         if _is_run(str(folder)):
@@ -187,7 +196,7 @@ def find(catalog: Path, name: str) -> Run:
     ids = sorted(run_ids(catalog), reverse=True)
     if not ids:
         raise UsageError(f"no runs in {catalog} yet: uv run pipeline.py makes one")
-    matches = [run_id for run_id in ids if run_id.startswith(name)] if name else ids
+    matches = [run_id for run_id in ids if run_id.startswith(name)]
     if len(matches) == 1:
         return Run(catalog / matches[0])
     if matches:

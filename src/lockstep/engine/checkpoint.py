@@ -89,7 +89,14 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
 
 def explained(error: Exception, target: Path, needed: int) -> Exception:
     """A full disk said in words, with what is needed and what there is."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    number = getattr(error, "errno", None)
+    if number == errno.EFBIG or "os error 27" in str(error):
+        return RunFailed(
+            f"{target} needs about {needed:,} bytes, and a file may not be as large here (see ulimit -f). The earlier "
+            "checkpoints are whole; raise the limit and go on with --resume",
+            "disk full",
+        )
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
     if not full:
         return error
     free = shutil.disk_usage(target.parent).free

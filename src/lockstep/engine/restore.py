@@ -45,7 +45,10 @@ def restore(job: Job) -> int:
     """Load what ``starting_point`` finds; returns the updates done."""
     found, step, passed_over = starting_point(job.run, job.batches.steps_per_epoch)
     if job.rank == 0:
-        write_json(job.run.live / NOTES, [*caveats.of(job.strategy), *passed_over])
+        notes = [*caveats.of(job.strategy), *passed_over]
+        write_json(job.run.live / NOTES, notes)
+        for note in notes:
+            say(note)
     if found is None:
         return 0
     with fitting(found), contextlib.closing(found.contents()) as contents:

@@ -108,6 +108,10 @@ class Server:
         return [message for message in messages if message.get("group", self._group) == self._group]
 
     def _last_words(self) -> str:
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # its end of the socket closes a moment before it is gone
+            self._process.wait(timeout=1)
         code = self._process.poll()
         self._output.seek(0)
         tail = self._output.read().decode(errors="replace").strip().splitlines()[-15:]

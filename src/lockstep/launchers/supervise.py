@@ -58,7 +58,7 @@ def supervise(
                 watched.pids = message["pids"]
             elif message["event"] == "exit":
                 watched.exits[message["index"]] = (message["code"], message["time"])
-        if any(code and not _is_done(watched, index) for index, (code, _) in watched.exits.items()):
+        if any(_has_failed(watched, index) for index in watched.exits):
             end_group(watched)
             raise failure(watched, _out_of_memory_kills() > out_of_memory_kills)
         if len(watched.exits) == len(watched.logs):
@@ -71,9 +71,14 @@ def supervise(
         tick()
 
 
-def _is_done(watched: Watched, index: int) -> bool:
-    """Whether all that a rank had to write is written; how it ends after that changes nothing."""
-    return watched.board is not None and watched.board.phase(index) == "done"
+def _has_failed(watched: Watched, index: int) -> bool:
+    """Whether a process that has ended did so before its work was done, whatever status it ended with.
+
+    What it had to write is written once it says that it is done; how it ends after that changes nothing.
+    """
+    if watched.board is None:
+        return watched.exits[index][0] != 0
+    return watched.board.phase(index) != "done"
 
 
 def end_group(watched: Watched, patience: float = 0.3) -> None:
@@ -100,7 +105,8 @@ def failure(watched: Watched, out_of_memory: bool) -> RunFailed:
     if own:
         return _raised(watched, min(own, key=lambda word: word["time"]))
     spoke = {word["rank"] for word in words}
-    silent = {i: when for i, (code, when) in watched.exits.items() if code and i not in spoke}
+    ended = [index for index in watched.exits if index not in spoke and _has_failed(watched, index)]
+    silent = {index: watched.exits[index][1] for index in ended}
     if words and not silent:
         return _raised(watched, min(words, key=lambda word: word["time"]))
     index = min(silent, key=lambda i: silent[i])

@@ -19,6 +19,7 @@ from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.files import printable
 
+WIDE = 200  # columns, more than any table of ours has
 PLAIN_SECONDS = 2.0  # between two lines of progress where there is no terminal
 
 
@@ -161,11 +162,18 @@ class Display:
         """The table at the end, the run's id and the paths to look at."""
         self.console.print()
         if "evaluation" in results:
-            self.console.print(_quality(results["evaluation"]))
-        self.console.print(_speed(results))
+            self._table(_quality(results["evaluation"]))
+        self._table(_speed(results))
         spent = "  ".join(f"{name} {duration(seconds)}" for name, seconds in steps)
         self.line(f"time    {spent}")
         self.paths(run)
+
+    def _table(self, table: Table) -> None:
+        """As wide as it is: a narrow terminal breaks lines, which is read more easily than cells cut short."""
+        for segments in self.console.render_lines(table, self.console.options.update(width=WIDE), pad=False):
+            line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+            line.rstrip()
+            self.console.print(line)
 
     def paths(self, run: Run) -> None:
         """Where to look."""

@@ -215,4 +215,7 @@ def clear_leftovers(run: Run) -> None:
 def notes(run: Run) -> list[str]:
     """What rank 0 had to say: damaged checkpoints that it passed over, caveats of the model."""
     path = run.live / "notes.json"
-    return list(read_json(path)) if path.exists() else []
+    try:
+        return [str(note) for note in read_json(path)]
+    except (OSError, ValueError):
+        return []

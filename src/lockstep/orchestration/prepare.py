@@ -66,8 +66,10 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
             "\0".join(source.paths).encode() + source.digests.tobytes()
         ).hexdigest()
     splits.check_augmentation(describe(source), data.augmentation)
-    described = {"identity": digest_of(identity), "made_from": identity}
-    description = _write(run, source, data, seed) | described
+    description = _write(run, source, data, seed)
+    if not ours:  # what its function read is known by what came of it alone
+        identity["files"] = {name: file["sha256"] for name, file in description["files"].items()}
+    description |= {"identity": digest_of(identity), "made_from": identity}
     store.remember(run.catalog, key, description)
     return _link(run, description)
 
@@ -99,7 +101,7 @@ def _source_digest(function: object) -> str:
     module = inspect.getmodule(function)
     try:
         return hashlib.sha256(inspect.getsource(module).encode()).hexdigest() if module else ""
-    except OSError:
+    except (OSError, TypeError):  # no file, or no Python
         return ""
 
 
@@ -107,6 +109,7 @@ def _write(run: Run, source: Source | Tokens | Pictures, data: Data, seed: int) 
     files = {}
     about = describe(source)
     parts = splits.tables(source, data.validation_fraction, data.test_fraction, seed)
+    splits.refuse_empty({name: samples(tensors, about) for name, tensors in parts.items()}, data)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.data) as folder:
         for name, tensors in parts.items():
             file = Path(folder) / f"{name}.safetensors"

@@ -62,6 +62,8 @@ class Executor(LocalExecutor):  # type: ignore[misc]
             super()._execute_node(node, iter_variable=iter_variable, mock=mock)
             return
         session = current()
+        if session.stop_signal:
+            raise Interrupted(session.stop_signal)
         session.failure = None
         began = time.monotonic()
         events.append(session.run, "step_started", step=node.name)

@@ -31,6 +31,7 @@ class Session:
     failure: Exception | None = None  # what a step raised: Runnable keeps only that one did
     stoppable: bool = False  # while the ranks train, a first Ctrl-C asks them to stop
     stop_signal: str | None = None
+    told: set[str] = field(default_factory=set)  # notes of rank 0 that the user has been told
 
     def ranks_server(self, start_method: str) -> Server:
         """The server that was started first, or one of its own where a step runs alone (a pod, a test)."""
@@ -43,6 +44,12 @@ class Session:
         """Tell the user, and keep it in the run's history."""
         events.append(self.run, "warning", message=message)
         self.display.warn(message)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that stop a run: not a hang-up that it was started to ignore, as ``nohup`` does."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
 
 
 _current: ContextVar[Session | None] = ContextVar("lockstep_session", default=None)
@@ -63,13 +70,15 @@ def active(session: Session) -> Iterator[Session]:
 
     def on_signal(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if session.stoppable and session.stop_signal is None:
-            session.stop_signal = name
+        first = session.stop_signal is None
+        # Remembered as well as raised: Python drops what is raised where an object is just being finalised.
+        session.stop_signal = session.stop_signal or name
+        if session.stoppable and first:
             session.display.stopping(name)
             return
         raise Interrupted(name)
 
-    before = {number: signal.signal(number, on_signal) for number in STOPPING}
+    before = {number: signal.signal(number, on_signal) for number in heeded()}
     token = _current.set(session)
     try:
         yield session

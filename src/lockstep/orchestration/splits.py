@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lockstep.datasets import Pictures, Source, Tokens
 from lockstep.errors import UsageError
-from lockstep.parameters import Augmentation
+from lockstep.parameters import Augmentation, Data
 
 SPLITS = ("train", "validation", "test")
 Rows = NDArray[np.intp]
@@ -59,6 +59,20 @@ def split(
     else:
         parts["train"] = (source.features, source.labels)
     return {name: tuple(map(np.ascontiguousarray, parts[name])) for name in SPLITS}  # type: ignore[misc]
+
+
+def refuse_empty(counts: dict[str, int], data: Data) -> None:
+    """Raise UsageError where nothing is left to learn from, or to test on."""
+    empty = next((name for name in ("test", "train") if not counts[name]), None)
+    if empty is None:
+        return
+    given = (
+        f"data.validation_fraction {data.validation_fraction:g} and data.test_fraction {data.test_fraction:g}"
+    )
+    raise UsageError(
+        f"{given} leave no sample of {sum(counts.values()):,} in the {empty} split; allowed: fractions that leave at "
+        "least one in both the train and the test split, or more samples"
+    )
 
 
 def regions(

@@ -52,7 +52,7 @@ class Request:
 
 def start(request: Request, server: Server, display: Display, began: float) -> int:
     """Make or continue a run; returns the exit status. Bad input is refused before anything is written."""
-    if request.run_id:
+    if request.run_id is not None:
         check_run_id(request.run_id)
     if request.tag is not None and not (request.tag.isprintable() and 0 < len(request.tag) <= LONGEST_TAG):
         raise UsageError(f"--tag: found {request.tag!r}, allowed: 1 to {LONGEST_TAG} printable characters")

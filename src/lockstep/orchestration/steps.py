@@ -94,8 +94,6 @@ def train(distributed: dict[str, Any]) -> int:
             left -= 1
             what = str(error).partition("\n")[0]
             session.warn(f"{what}. It is started again from the last checkpoint, and the ranks go back to it")
-    for message in plan.notes(run):
-        session.warn(message)
     if session.stop_signal:
         raise Interrupted(session.stop_signal)
     if done < decided["steps"]:
@@ -127,15 +125,28 @@ def _watch(session: Session, watched: Watched, board: Board, tick: Callable[[], 
             raise Interrupted(session.stop_signal)  # nothing is done yet that could be saved
         return session.stop_signal is not None
 
+    def look() -> None:
+        tick()
+        tell_notes(session)
+
     session.stoppable = True
     try:
-        supervise(watched, stop_wanted, tick)
+        supervise(watched, stop_wanted, look)
     except BaseException:
         with contextlib.suppress(LockstepError, OSError):  # the server may be gone, and its ranks with it
             end_group(watched, 0.0)  # the seal follows: no rank may write after it
         raise
     finally:
         session.stoppable = False
+        tell_notes(session)
+
+
+def tell_notes(session: Session) -> None:
+    """What rank 0 has to say, as soon as it has: a checkpoint that it passed over may be gone by the end."""
+    for message in plan.notes(session.run):
+        if message not in session.told:
+            session.told.add(message)
+            session.warn(message)
 
 
 @_step

@@ -11,6 +11,7 @@ from typing import Any
 
 from lockstep import linux
 from lockstep.errors import Interrupted
+from lockstep.orchestration.session import heeded
 
 
 class Stop:
@@ -55,8 +56,7 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """Signals end the repetition in order, and whatever was made for it is tidied up."""
     stop = Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop.on_signal) for number in numbers}
+    before = {number: signal.signal(number, stop.on_signal) for number in heeded()}
     try:
         yield stop
     finally:
