@@ -7,6 +7,7 @@ from lockstep.engine import forecast as engine_forecast
 from lockstep.errors import RunFailed
 from lockstep.files import read_json
 from lockstep.orchestration import forecast
+from lockstep.orchestration.free_memory import available_bytes
 from training import results, train
 
 KINDS = ("parameters", "gradients", "optimizer")
@@ -98,7 +99,14 @@ def test_what_cannot_fit_is_refused_before_any_rank_is_started(server, tmp_path,
 
 
 def test_what_cannot_fit_on_a_gpu_is_refused_by_that_gpus_memory_and_not_the_hosts():
-    rank = {"parameters": 400, "gradients": 400, "optimizer": 800, "activations": 300, "process": 100}
+    rank = {
+        "parameters": 400,
+        "gradients": 400,
+        "optimizer": 800,
+        "gathered": 0,
+        "activations": 300,
+        "process": 100,
+    }
     found = {"ranks": [rank, rank], "device_free_bytes": [2000, 1500], "available_bytes": 200}
     with pytest.raises(RunFailed, match=r"rank 1 needs about 1.9 KB and 1.5 KB are free on GPU 1: optimizer"):
         forecast.refuse_what_cannot_fit(found)
@@ -107,3 +115,91 @@ def test_what_cannot_fit_on_a_gpu_is_refused_by_that_gpus_memory_and_not_the_hos
     with pytest.raises(RunFailed, match=r"the 2 ranks need about 3.4 KB and 200 bytes are free"):
         forecast.refuse_what_cannot_fit(roomy, offloaded=True)
     forecast.refuse_what_cannot_fit(found | {"available_bytes": 3400}, offloaded=True)
+
+
+@pytest.mark.parametrize("sharding", ["full_shard", "shard_grad_op"])
+def test_what_fsdp_gathers_for_its_passes_is_foretold_beside_its_shares(server, tmp_path, sharding):
+    """Told by the layers themselves: what of the weights stands whole, and what of the gradients."""
+    layers, root = [12 * 32 + 32, 32 * 48 + 48, 48 * 16 + 16], 16 * 5 + 5
+    words = ("model=sharded_models:telling_whole", "training.epochs=1", "distributed.world_size=2")
+    words += (f"distributed.strategy={{name: fsdp, sharding: {sharding}}}", "training.global_batch_size=12")
+    stay = root + (max(layers) if sharding == "full_shard" else sum(layers))
+    for pieces, gradients in (("6", root + max(layers)), ("3", root + sum(layers))):
+        run = train(server, tmp_path, *words, f"training.micro_batch_size={pieces}")
+        lines = run.rank_log(0).read_text().splitlines()
+        told = [[int(count) for count in line.split()[1:]] for line in lines if line.startswith("whole")]
+        assert max(weights for weights, _ in told) == 8 * stay
+        assert max(whole for _, whole in told) <= 8 * gradients
+        if sharding == "shard_grad_op" and pieces == "3":  # where all of them can be seen at once
+            assert max(whole for _, whole in told) == 8 * gradients
+        foretold = read_json(run.plan)["memory"]["ranks"][0]["gathered"]
+        assert foretold == 8 * (stay + max(layers) + gradients)  # once more as they arrive
+    assert "gathered of other ranks" in forecast.in_words(read_json(run.plan)["memory"]["ranks"][0])
+
+
+def test_what_is_gathered_counts_for_what_fits(server, tmp_path):
+    rank = {"parameters": 1, "gradients": 1, "optimizer": 1, "gathered": 500, "activations": 1, "process": 1}
+    with pytest.raises(RunFailed, match=r"need about 505 bytes and 400 bytes are free: gathered of other"):
+        forecast.refuse_what_cannot_fit({"ranks": [rank], "available_bytes": 400})
+    with pytest.raises(RunFailed, match="are free on GPU 0"):
+        found = {"ranks": [rank], "available_bytes": 400, "device_free_bytes": [400]}
+        forecast.refuse_what_cannot_fit(found, offloaded=True)
+
+
+def test_the_optimizer_is_measured_at_the_first_step_that_was_not_left_out(server, tmp_path):
+    words = ("training.precision=fp16", "model=own_models:loud", "distributed.strategy=ddp")
+    run = train(server, tmp_path, *words, "training.epochs=2", "training.learning_rate=0.0001")
+    assert any('"skipped": true' in line for line in run.metrics_file(0).read_text().splitlines()[:2])
+    for rank in results(run)["memory"]:
+        assert rank["measured_bytes"]["optimizer"] == rank["predicted_bytes"]["optimizer"] > 0
+
+
+def control_group(folder, limit, used, stat):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (limit, used):
+        (folder / name).write_text(f"{content}\n")
+    (folder / "memory.stat").write_text(stat)
+
+
+@pytest.mark.parametrize(
+    ("told", "own", "parent", "left"),
+    [
+        (
+            "0::/pod/job",
+            (1000, 900, "inactive_file 300\nactive_file 200\nshmem 50\n"),
+            ("max", 5000, ""),
+            600,
+        ),
+        (
+            "0::/pod/job",
+            ("max", 900, ""),
+            (2000, 1700, "inactive_file 100\n"),
+            400,
+        ),  # the limit of its parent
+        ("0::/pod/job", (9000, 100, ""), (2000, 1700, ""), 300),
+        ("0::/pod/job", (1000, 1200, ""), ("max", 0, ""), 0),
+        ("0::/../job", (1000, 900, ""), ("max", 0, ""), 7_000 * 1024),  # outside of what is mounted here
+        ("0::/pod/job", ("max", 900, ""), ("max", 5000, ""), 7_000 * 1024),
+    ],
+)
+def test_what_is_free_is_what_the_narrowest_control_group_leaves_without_the_files_that_it_has_read(
+    tmp_path, told, own, parent, left
+):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 7000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(f"{told}\n")
+    for folder, (limit, used, stat) in (("pod/job", own), ("pod", parent)):
+        control_group(
+            tmp_path / "sys/fs/cgroup" / folder, ("memory.max", limit), ("memory.current", used), stat
+        )
+    assert available_bytes(tmp_path) == left
+
+
+def test_control_groups_of_the_first_version_count_as_well(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("11:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/x\n")
+    group = tmp_path / "sys/fs/cgroup/memory"  # a container sees its own folder as the root
+    stat = "cache 1\ntotal_inactive_file 30\ntotal_active_file 20\n"
+    control_group(group, ("memory.limit_in_bytes", 1000), ("memory.usage_in_bytes", 950), stat)
+    assert available_bytes(tmp_path) == 100
+    assert available_bytes(tmp_path / "nowhere") is None

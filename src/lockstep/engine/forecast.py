@@ -25,6 +25,7 @@ from lockstep.engine import lazy_dynamo
 from lockstep.engine.activations import drop_activations
 from lockstep.engine.batches import Batches
 from lockstep.engine.features import open_splits
+from lockstep.engine.judging import rows_of_a_pass
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.engine.rank import make_module
 from lockstep.files import read_json
@@ -66,17 +67,18 @@ def forecast(run: Run) -> dict[str, Any]:
     with on_meta():
         module = make_module(run, parameters)
     strategy: type[Strategy] = plugins.load("strategies", parameters.distributed.strategy.name)
-    ranks = []
+    ranks, training, options = [], parameters.training, parameters.distributed.strategy.options
+    in_pieces = rows_of_a_pass(parameters) * plan["world_size"] < training.global_batch_size
+    gathered = strategy.gathered(module, options, plan["world_size"], in_pieces)
     for rank in range(plan["world_size"]):
-        held = strategy.share(module, parameters.distributed.strategy.options, plan["world_size"], rank)
-        training = parameters.training
+        held = strategy.share(module, options, plan["world_size"], rank)
         memory = predicted(
             module, held, training.optimizer.name, training.optimizer.options, training.ema_decay is not None
         )
         ranks.append(memory.record() | ({} if strategy.updates_weights else {"optimizer": 0}))
     passes, how = of_passes(run, parameters, plan, module)
     found: dict[str, Any] = {
-        "ranks": [rank | {"activations": passes, "process": own} for rank in ranks],
+        "ranks": [rank | {"gathered": gathered, "activations": passes, "process": own} for rank in ranks],
         "activations_measured_on": how,
     }
     if plan["device"] == "cuda":

@@ -42,7 +42,7 @@ class Job:
     saved_step: int = -1
     epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, samples
     epoch_began: float = 0.0
-    held: dict[str, int] = field(default_factory=dict)  # bytes by kind, as of the first step
+    held: dict[str, int] = field(default_factory=dict)  # bytes by kind, as of the first step that was applied
 
 
 def train(job: Job, step: int) -> int:
@@ -90,7 +90,8 @@ def take_step(job: Job, done: int) -> None:
     board.enter("apply")
     strategy.apply()
     ended = clock()
-    if "parameters" not in job.held:
+    # A step that overflowed in fp16 was left out, and the optimizer has made nothing yet.
+    if "parameters" not in job.held and not strategy.passes.loss_scale.overflowed:
         job.held |= {
             "parameters": parameter_bytes(strategy.module), "optimizer": optimizer_bytes(strategy.optimizer)
         }  # fmt: skip

@@ -72,7 +72,7 @@ def aggregate(run: Run) -> dict[str, Any]:
 
 
 def memory(ranks: list[RankMetrics], plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bytes of each rank by kind: as the plan foretold them, and as they were measured at the first step."""
+    """Bytes of each rank by kind: as the plan foretold them, and as they were measured at the first update."""
     foretold = plan.get("memory", {}).get("ranks", [])
     return [
         {

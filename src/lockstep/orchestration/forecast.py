@@ -1,20 +1,20 @@
 """The memory that the ranks will need, asked for before they are started; what cannot fit is refused."""
 
-from pathlib import Path
 from typing import Any
 
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.launchers.gather import gather
+from lockstep.orchestration.free_memory import available_bytes
 from lockstep.orchestration.session import Session
 from lockstep.sections import Distributed
 
 LIMIT_SECONDS = 120.0
-KINDS = ("parameters", "gradients", "optimizer", "activations")
+KINDS = ("parameters", "gradients", "optimizer", "gathered", "activations")
 _ADVICE = (
     "Try fewer ranks, training.micro_batch_size, training.activation_checkpointing=true, a smaller model, or a "
     "strategy that shares the weights out (distributed.strategy=fsdp)"
 )
-_WORDS = {"parameters": "weights", "optimizer": "optimizer state"}
+_WORDS = {"parameters": "weights", "optimizer": "optimizer state", "gathered": "gathered of other ranks"}
 
 
 def make(session: Session, distributed: Distributed) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def refuse_what_cannot_fit(found: dict[str, Any], offloaded: bool = False) -> No
     ``offloaded``: weights, gradients and optimizer state stand in the host's memory, and only the passes on the GPU.
     """
     ranks, on_device = found["ranks"], found.get("device_free_bytes") or []
-    there = {"activations"} if offloaded else set(KINDS)
+    there = {"activations", "gathered"} if offloaded else set(KINDS)
     for number, free in enumerate(on_device):
         needed = sum(ranks[number][kind] for kind in there)
         if needed > free:
@@ -75,27 +75,3 @@ def in_bytes(count: float) -> str:
         if count >= 0.9995 * factor:
             return f"{count / factor:,.3g} {unit}"
     return f"{count:.0f} bytes"
-
-
-def available_bytes() -> int | None:
-    """What the machine has free, or what is left of this process' control group, whichever is less."""
-    found = []
-    for line in _text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    group = next(
-        (line[3:] for line in _text("/proc/self/cgroup").splitlines() if line.startswith("0::")), None
-    )
-    if group is not None:
-        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
-        limit, used = _text(str(folder / "memory.max")).strip(), _text(str(folder / "memory.current")).strip()
-        if limit.isdecimal() and used.isdecimal():
-            found.append(max(int(limit) - int(used), 0))
-    return min(found, default=None)
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

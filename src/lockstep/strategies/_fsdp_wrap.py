@@ -1,5 +1,6 @@
 """How a model is cut up for FSDP: which of its parts are gathered together, over which ranks, in which precision."""
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -102,4 +103,39 @@ def own_bytes(wrapped: Any, dtype: torch.dtype | None = None) -> int:
         for parameter in part.parameters()
     }
     own = (parameter for parameter in wrapped.parameters() if id(parameter) not in inner)
-    return sum(p.numel() * (dtype.itemsize if dtype else p.element_size()) for p in own)
+    return sum(_sizes(own, dtype))
+
+
+def gathered_bytes(module: nn.Module, again: bool, size: int, dtype: torch.dtype | None) -> int:
+    """The most of the weights that a rank of a group of ``size`` holds whole; ``module`` may be on meta.
+
+    The root's stay from its forward pass on, and every block's, unless they are gathered ``again``: then one block's
+    stand at a time. What is gathered arrives in one piece before it is laid out as weights, and stands twice then.
+    """
+    root, blocks = _pieces(module, dtype, lambda _: True)
+    return root + (max(blocks) if again else sum(blocks)) + (max(root, *blocks) if size > 1 else 0)
+
+
+def whole_gradient_bytes(module: nn.Module, in_pieces: bool, dtype: torch.dtype | None) -> int:
+    """The most of the gradients that are not yet reduced, in the precision ``dtype`` that they are summed in.
+
+    A block's are reduced when it is done, the root's at the end; and all of them at the last micro-batch only.
+    """
+    root, blocks = _pieces(module, dtype, lambda parameter: parameter.requires_grad)
+    return root + (sum(blocks) if in_pieces else max(blocks))
+
+
+def _pieces(
+    module: nn.Module, dtype: torch.dtype | None, wanted: Callable[[nn.Parameter], bool]
+) -> tuple[int, list[int]]:
+    """The bytes of the root's own parameters, and those of each block; a block of none where there is no other."""
+
+    def bytes_of(part: nn.Module) -> int:
+        return sum(_sizes((p for p in part.parameters() if wanted(p)), dtype))
+
+    blocks = [bytes_of(block) for block in separable(module)[0].values()]
+    return bytes_of(module) - sum(blocks), [*blocks, 0]
+
+
+def _sizes(parameters: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[int]:
+    return (p.numel() * (dtype.itemsize if dtype else p.element_size()) for p in parameters)

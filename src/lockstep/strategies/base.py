@@ -64,6 +64,20 @@ class Strategy:
         """How many elements of each parameter a rank holds, for the forecast; ``module`` may be on meta."""
         return {name: parameter.numel() for name, parameter in module.named_parameters()}
 
+    @classmethod
+    def gathered(
+        cls,
+        module: nn.Module,  # noqa: ARG003
+        options: dict[str, Any],  # noqa: ARG003
+        world_size: int,  # noqa: ARG003
+        in_pieces: bool,  # noqa: ARG003
+    ) -> int:
+        """Bytes that a rank holds beside its share while it computes, for the forecast: of weights and gradients.
+
+        ``in_pieces``: a rank's share of the batch goes through in several micro-batches.
+        """
+        return 0
+
     def shard(self) -> Shard:
         """Which slice of each global batch is this rank's: one a rank, unless overridden."""
         return Shard(self.group.rank, self.group.rank + 1, self.group.world_size)

@@ -28,6 +28,7 @@ from lockstep.plugins import Plugin
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
 from lockstep.strategies._fsdp_wrap import (
+    gathered_bytes,
     group_size,
     least_bytes,
     mesh_of,
@@ -35,6 +36,7 @@ from lockstep.strategies._fsdp_wrap import (
     policy,
     rows,
     separable,
+    whole_gradient_bytes,
 )
 from lockstep.strategies._joining import for_sums, join
 from lockstep.strategies._state import Slices, State, Stored
@@ -94,6 +96,14 @@ class Fsdp(Strategy):
         """Equal rows of each parameter; the last ranks have fewer, or none."""
         size = group_size(world_size, options["sharding"], options["ranks_per_group"])
         return {name: rows(p, size, rank % size) for name, p in module.named_parameters()}
+
+    @classmethod
+    def gathered(cls, module: nn.Module, options: dict[str, Any], world_size: int, in_pieces: bool) -> int:
+        """The weights that it goes through, and the gradients that are not yet reduced."""
+        size = group_size(world_size, options["sharding"], options["ranks_per_group"])
+        again = options["sharding"] != "shard_grad_op"
+        weights = gathered_bytes(module, again, size, _DTYPES[options["param_dtype"]])
+        return weights + whole_gradient_bytes(module, in_pieces, _DTYPES[options["reduce_dtype"]])
 
     @property
     def gradient_scale(self) -> float:
