@@ -75,7 +75,7 @@ def test_weights_that_do_not_stand_row_by_row_in_memory_are_trained_alike(
     assert largest_difference(run, single(*words)) < 1e-10
 
 
-@pytest.mark.parametrize("strategy", ["allreduce", "naive", "parameter_server"])
+@pytest.mark.parametrize("strategy", ["ddp", "allreduce", "naive", "parameter_server"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_weight_that_only_some_ranks_use_in_a_step_is_given_their_gradient(
     server, tmp_path, strategy, optimizer
@@ -88,6 +88,28 @@ def test_a_weight_that_only_some_ranks_use_in_a_step_is_given_their_gradient(
         server, tmp_path, *words, "distributed.strategy={name: allreduce, bucket_mb: 0.0001, overlap: false}"
     )
     assert largest_difference(run, other) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("model", "looking", "size"), [("odd", "null", "null"), ("odd", "null", "3"), ("some", "true", "3")]
+)
+def test_ddp_trains_a_model_that_leaves_weights_unused_and_resumes_in_the_same_bits(
+    server, tmp_path, single, model, looking, size
+):
+    words = (f"model=own_models:{model}", "training.epochs=2", "training.optimizer=adamw")
+    mine = (f"distributed.strategy={{name: ddp, find_unused_parameters: {looking}}}", "checkpoint.keep=9")
+    mine = (*words, *mine, "distributed.world_size=3", f"training.micro_batch_size={size}")
+    run = train(server, tmp_path, *mine)
+    assert largest_difference(run, single(*words)) < 1e-10
+    assert bits(train(server, tmp_path, *mine, start=run.checkpoints / "step-00000008")) == bits(run)
+
+
+def test_ddp_says_what_to_set_where_a_weight_is_left_out_later_than_in_the_first_pass(server, tmp_path):
+    words = ("model=own_models:fading", "distributed.strategy=ddp", "distributed.world_size=2")
+    with pytest.raises(
+        RunFailed, match=r"did not use first\.bias, .*find_unused_parameters to true, or .* allreduce"
+    ):
+        train(server, tmp_path, *words)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "allreduce", "fsdp", "parameter_server"])

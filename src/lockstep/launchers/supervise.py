@@ -143,17 +143,6 @@ def _raised(watched: Watched, word: dict[str, Any]) -> RunFailed:
         cause = "disk full"
     if word["expected"]:
         return _tagged(watched, RunFailed(word["message"], cause), index)
-    if "find_unused_parameters" in word["traceback"]:
-        return _tagged(
-            watched,
-            RunFailed(
-                "the model has parameters that got no gradient, and distributed.strategy ddp cannot train such a "
-                "model. Set distributed.strategy=allreduce, which can, or freeze or remove them. "
-                f"The log of rank {index} has torch's own words: {watched.logs[index]}",
-                cause,
-            ),
-            index,
-        )
     where = f"{_name(watched, index)} raised {word['message']}{_at(watched, index)}"
     text = f"{where}\n\n{printable(word['traceback']).rstrip()}\n\nIts log: {watched.logs[index]}"
     return _tagged(watched, RunFailed(text, cause), index)
