@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 
+class Gained(nn.Linear):
+    """A layer, and so a block, with a single number of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values) * self.gain
+
+
 class Awkward(nn.Module):
     """A weight used twice, one that nothing uses, a frozen one, and dimensions that no number of ranks divides."""
 
@@ -17,11 +28,14 @@ class Awkward(nn.Module):
         super().__init__()
         self.take = nn.Linear(inputs, 7)
         self.layers = nn.ModuleList(
-            [nn.Linear(7, 7), nn.Linear(7, 7, bias=False), nn.Sequential(nn.Linear(7, 7))]
+            [nn.Linear(7, 7), nn.Linear(7, 7, bias=False), nn.Sequential(Gained(7, 7))]
         )
         self.layers[1].weight = self.layers[0].weight  # tied between two blocks
         self.scale = nn.Parameter(torch.ones(1))  # fewer rows than ranks
         self.unused = nn.Parameter(torch.randn(3, 2))
+        self.temperature = nn.Parameter(torch.tensor(0.5))  # a single number, as are the next two
+        self.still = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+        self.idle = nn.Parameter(torch.tensor(1.0))
         self.frozen = nn.Parameter(torch.randn(7), requires_grad=False)
         self.norm = nn.BatchNorm1d(7, affine=False, momentum=0.0)  # buffers, which nothing changes
         self.give = nn.Linear(7, classes)
@@ -30,7 +44,7 @@ class Awkward(nn.Module):
         seen = self.take(features.flatten(1)) + self.frozen
         for layer in self.layers:
             seen = torch.tanh(layer(seen)) * self.scale
-        return self.give(seen)
+        return self.give(seen) * self.temperature.exp() * self.still
 
 
 def awkward(input_shape, num_classes):

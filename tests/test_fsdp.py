@@ -105,6 +105,21 @@ def test_blocks_are_wrapped_one_by_one_and_tied_ones_left_to_the_root(reference,
     )
 
 
+@pytest.mark.parametrize(("ranks", "options"), [(2, {}), (4, {"sharding": "hybrid", "ranks_per_group": 2})])
+def test_the_ranks_fingerprints_add_up_to_the_whole_models_with_single_numbers_counted_once(
+    reference, server, tmp_path, ranks, options
+):
+    run = train(server, tmp_path, *AWKWARD, *fsdp(ranks, **options))
+    whole = start_line(reference)["parameter_digests"]
+    assert {"temperature", "still", "idle", "layers.2.0.gain"} < whole.keys()
+    together = dict.fromkeys(whole, 0)
+    for rank in range(ranks):
+        told = next(line for line in read_json_lines(run.metrics_file(rank, 1)) if line["kind"] == "start")
+        for name, value in told["parameter_digests"].items():
+            together[name] += value
+    assert {name: (together[name] - whole[name]) % 2**64 for name in whole} == dict.fromkeys(whole, 0)
+
+
 def test_our_ring_moves_a_quarter_less_than_gloo_at_4_ranks(server, tmp_path):
     """Two all-gathers of 3/4 S and a reduce-scatter of 3/4 S; gloo's reduce-scatter sends 3/2 S."""
     sizes = [

@@ -138,4 +138,5 @@ def _pieces(
 
 
 def _sizes(parameters: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[int]:
-    return (p.numel() * (dtype.itemsize if dtype else p.element_size()) for p in parameters)
+    """Single numbers are not gathered: every rank has them."""
+    return (p.numel() * (dtype.itemsize if dtype else p.element_size()) for p in parameters if p.dim())

@@ -9,6 +9,7 @@ import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,9 +24,9 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
+from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
 from lockstep.strategies._fsdp_wrap import (
     gathered_bytes,
@@ -50,6 +51,8 @@ _DTYPES = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": to
 
 class Fsdp(Strategy):
     """Wrapped block by block; what no block holds, and what two of them share, is gathered with the root.
+
+    A parameter that is a single number is not shared out: every rank holds it.
 
     ``full_shard`` gathers a block's parameters again for its backward pass, ``shard_grad_op`` keeps them from its
     forward pass on: fewer bytes, more memory. ``hybrid`` shards fully over groups of ``ranks_per_group`` ranks that
@@ -83,6 +86,7 @@ class Fsdp(Strategy):
         self.wrapped: dict[str, FSDPModule] = {}  # by name, in the order of the blocks; the root has no name
         self.left_to_root: dict[str, str] = {}  # blocks that could not be wrapped, and why
         self._parts: Parts | None = None
+        self._numbers = Numbers(self.module, group.world_size)
         self._ring_wanted = reduce_scatter == "ring"
         self._ring_transport = transport
         self._ring: RingReduceScatter | None = None
@@ -112,11 +116,6 @@ class Fsdp(Strategy):
 
     def place(self, module: nn.Module) -> nn.Module:
         """Join the ranks, take rank 0's weights, and keep this rank's share of them."""
-        if scalars := [name for name, parameter in module.named_parameters() if not parameter.dim()]:
-            raise RunFailed(
-                f"fsdp cannot share out {scalars[0]}, which is a single number: make it of shape (1,), or set "
-                "distributed.strategy to another"
-            )
         device = next(module.parameters()).device
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP2 takes no other: transposed, channels last
@@ -129,6 +128,7 @@ class Fsdp(Strategy):
                 dist.broadcast(tensor, 0)
         self.module = self.model = self._wrap(module, device)
         self._parts = Parts(self.module)
+        self._numbers = Numbers(self.module, self.group.world_size)
         sizes = [own_bytes(each, self.param_dtype) for each in self.wrapped.values()]
         again = self.sharding != "shard_grad_op"
         self._least_bytes = least_bytes(sizes, again, self.group.world_size, self.ranks_per_group)
@@ -137,19 +137,21 @@ class Fsdp(Strategy):
         return self.model
 
     def _wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        mesh = mesh_of(device.type, self.group.world_size, self.ranks_per_group, self.sharding)
-        precision = policy(module, self.param_dtype, self.reduce_dtype)
-        offload = CPUOffloadPolicy(pin_memory=device.type != "cpu") if self.cpu_offload else OffloadPolicy()
         again = self.sharding != "shard_grad_op"
+        wrapped = partial(
+            fully_shard,
+            mesh=mesh_of(device.type, self.group.world_size, self.ranks_per_group, self.sharding),
+            mp_policy=policy(module, self.param_dtype, self.reduce_dtype),
+            offload_policy=CPUOffloadPolicy(pin_memory=device.type != "cpu")
+            if self.cpu_offload
+            else OffloadPolicy(),
+            ignored_params=numbers(module),
+        )
         chosen, self.left_to_root = separable(module)
         for name, block in chosen.items():
-            self.wrapped[name] = fully_shard(
-                block, mesh=mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload
-            )
+            self.wrapped[name] = wrapped(block, reshard_after_forward=again)
         # The root's own parameters are needed again at once, when backward begins: they stay.
-        self.wrapped[""] = fully_shard(
-            module, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload
-        )
+        self.wrapped[""] = wrapped(module, reshard_after_forward=False)
         if self._ring_wanted and device.type == "cpu" and self.ranks_per_group > 1:
             self._ring = RingReduceScatter(self._among_the_group())
             for each in self.wrapped.values():
@@ -187,14 +189,16 @@ class Fsdp(Strategy):
     def sync(self) -> float:
         """The norm of what the ranks hold together; their shares are clipped alike."""
         began = clock()
-        shares = [p.grad for p in self.module.parameters() if p.grad is not None]
-        own = [local(share) for share in shares]
-        squares = torch.zeros(1, dtype=torch.float64)
+        own = [local(p.grad) for p in self.module.parameters() if p.grad is not None and p.dim()]
+        squares = 0.0
         if full := [share for share in own if share.numel()]:
-            squares += float(nn.utils.get_total_norm(full)) ** 2 / (
+            squares = float(nn.utils.get_total_norm(full)) ** 2 / (
                 self.group.world_size / self.ranks_per_group
             )
-        norm = math.sqrt(float(self.total(squares)))
+        told = self.total(torch.tensor([squares, *self._numbers.told()], dtype=torch.float64))
+        single = self._numbers.take(told[1:])
+        norm = math.sqrt(float(told[0]) + sum(float(gradient) ** 2 for gradient in single))
+        own += single
         value = self.passes.loss_scale.undo(own, norm)
         if self.max_grad_norm is not None and value > self.max_grad_norm:
             torch._foreach_mul_(own, self.max_grad_norm / value)
@@ -235,9 +239,15 @@ class Fsdp(Strategy):
             each.reshard()
 
     def fingerprinted(self) -> nn.Module:
-        """This rank's shares; of replicas (``hybrid``), the first one's, so that all ranks' add up to the whole's."""
+        """This rank's shares; of replicas the first one's (of ``hybrid``'s groups, of single numbers).
+
+        So all ranks' add up to the whole's.
+        """
+        if self.group.rank == 0:
+            return self.module
         first = self.group.rank < self.ranks_per_group
-        return self.module if first else Some({})
+        named = self.module.named_parameters() if first else ()
+        return Some({name: parameter for name, parameter in named if parameter.dim()})
 
     def state(self) -> State:
         """There is no rank that has it."""
