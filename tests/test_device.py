@@ -1,8 +1,12 @@
 """Which device the ranks compute on, what is refused, and memory that runs out."""
 
+import os
+
 import pytest
+import torch
 
 from lockstep import linux, parameters
+from lockstep.engine import device
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
 from lockstep.orchestration import plan
@@ -38,6 +42,27 @@ def test_gpus_are_counted_without_a_library(monkeypatch, tmp_path):
     for visible, count in (("0", 1), ("0,2", 2), ("", 0), ("-1", 0), ("1,-1,2", 1), ("0,1,2,3", 3)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert linux.gpus() == count, visible
+
+
+def test_on_a_gpu_the_order_of_sums_is_asked_to_be_the_same_every_time(monkeypatch):
+    """What is asked of torch; whether a GPU does so, only a GPU can show."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "so that it is put back")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    training = parameters.read(None, []).training
+    try:
+        device.choose({"device": "cpu"}, 0, training)
+        assert not torch.are_deterministic_algorithms_enabled()
+        device.choose({"device": "cuda"}, 0, training)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_memory_that_runs_out_is_told_with_what_to_change(server, tmp_path):

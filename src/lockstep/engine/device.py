@@ -1,6 +1,7 @@
 """The device that a rank computes on: one GPU for each rank, or the processor's cores."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,24 @@ def choose(plan: dict[str, Any], index: int, training: Training) -> torch.device
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = training.tf32
     torch.backends.cudnn.allow_tf32 = training.tf32
+    repeat_bits(training.compile)
     return device
+
+
+def repeat_bits(compiled: bool) -> None:
+    """Have a GPU sum in the same order every time, where it knows how to; where it does not, torch warns in the log.
+
+    Left alone, sums by atomic additions and the choice among algorithms by their speed change bits from run to run.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a process first multiplies there
+    if compiled:
+        torch.use_deterministic_algorithms(
+            True, warn_only=True
+        )  # tells the compiler too, which it imports (6 s)
+    else:
+        torch.set_deterministic_debug_mode("warn")
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def placed(module: nn.Module, device: torch.device, training: Training) -> nn.Module:

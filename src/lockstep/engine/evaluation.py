@@ -11,7 +11,7 @@ from torch import Tensor
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
 from lockstep.engine.checkpoint import Checkpoint
-from lockstep.engine.device import exhaustion_in_words
+from lockstep.engine.device import HOST, choose, exhaustion_in_words, placed
 from lockstep.engine.features import Features, open_splits
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.optimizers import PRECISIONS
@@ -31,13 +31,14 @@ def main(index: int, run_path: str, parent_pid: int) -> None:
     """Restore the final and the best checkpoint and look at every split; the test split is seen only here."""
     run = Run(Path(run_path))
     with launched(run, index, run.logs / LOG, parent_pid):
-        parameters = read(run.parameters, [])
-        torch.set_num_threads(read_json(run.plan)["cores"])
+        parameters, plan = read(run.parameters, []), read_json(run.plan)
+        torch.set_num_threads(plan["cores"])
         with exhaustion_in_words("in the evaluation"):
-            write_json(run.live / RESULT, evaluate_run(run, parameters))
+            device = choose(plan, 0, parameters.training)  # the ranks have ended and left it
+            write_json(run.live / RESULT, evaluate_run(run, parameters, device))
 
 
-def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
+def evaluate_run(run: Run, parameters: Parameters, device: torch.device = HOST) -> dict[str, Any]:
     """The ``evaluation`` part of the results."""
     data = read_json(run.data / "data.json")
     final, passed_over = checkpoint.newest(run.checkpoints)
@@ -49,7 +50,7 @@ def evaluate_run(run: Run, parameters: Parameters) -> dict[str, Any]:
     precision = PRECISIONS[parameters.training.precision]
     splits = open_splits(run.data, SPLITS, parameters, precision)
     rows = rows_of_a_pass(parameters)
-    module = make_module(run, parameters)
+    module = placed(make_module(run, parameters), device, parameters.training)
     state = final.tensors()
     judged = judge(module, final, state["model"], splits, data, rows)
     averages = averaged(state, aliases(module))

@@ -86,10 +86,11 @@ def evaluate(
         counts = bool(len(span)) and counted
         chosen = span if len(span) else torch.zeros(1, dtype=torch.int64)
         inputs = features.take(chosen).to(device)
-        truth = labels.index_select(0, chosen).long().to(device)
         for soon in spans[number + 1 : number + 1 + features.ahead]:
             features.expect(soon, None)
         logits = module(inputs)
+        # Not where the weights are: those that are kept in the host's memory are computed with on the GPU.
+        truth = labels.index_select(0, chosen).long().to(logits.device)
         if counts:
             seen.loss += float(summed_loss(logits, truth))
             seen.correct += correct(logits, truth)
