@@ -277,3 +277,20 @@ def normed(input_shape, num_classes):
     return nn.Sequential(
         nn.Linear(input_shape[0], 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, num_classes)
     )
+
+
+class Tempered(nn.Module):
+    """Logits times a temperature that is learnt: a single number."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+        self.tensor_plan = {"net.0": "colwise", "net.2": "rowwise"}
+
+    def forward(self, x):
+        return self.net(x) * self.temperature
+
+
+def tempered(input_shape, num_classes):
+    return Tempered(input_shape[0], num_classes)

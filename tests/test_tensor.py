@@ -60,6 +60,14 @@ def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, 
         assert (sum(own.get(name, 0) for own in starts) - value) % 2**64 == 0, name
 
 
+@pytest.mark.parametrize(("ranks", "groups"), [(2, 1), (4, 2)])
+def test_a_parameter_that_is_a_single_number_is_held_whole(server, tmp_path, ranks, groups):
+    words = ("model=own_models:tempered", "training.epochs=2", "training.max_grad_norm=0.3")
+    alone = train(server, tmp_path, *words, *SINGLE)
+    run = train(server, tmp_path, *words, *grid(ranks, groups))
+    assert largest_difference(run, alone) < 1e-10
+
+
 def test_groups_with_fewer_micro_batches_than_others_go_through_as_many_passes(server, tmp_path):
     words = ("training.global_batch_size=13", "training.epochs=1", SIZES, "distributed.timeout_seconds=20")
     alone = train(server, tmp_path, *words, *SINGLE)

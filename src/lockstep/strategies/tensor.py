@@ -34,6 +34,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
+from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
@@ -62,6 +63,7 @@ class Tensor(Strategy):
         self._parts: Parts | None = None
         self._draws: Draws | None = None
         self._passes_begun = 0  # in this step
+        self._numbers = Numbers(self.module, group.world_size)
         self._sent: SentBytes | None = None
         self._sent_before = 0
 
@@ -108,6 +110,7 @@ class Tensor(Strategy):
             module = self._share_out(module, mesh["data"])
         self.module = self.model = module
         self._parts = Parts(module)
+        self._numbers = Numbers(module, self.group.world_size)
         self._sent = SentBytes()
         return self.model
 
@@ -132,8 +135,10 @@ class Tensor(Strategy):
                 users[id(parameter)] = users.get(id(parameter), 0) + 1
         for block in blocks(module).values():
             if block is not module and all(users[id(parameter)] == 1 for parameter in block.parameters()):
-                fully_shard(block, mesh=mesh)
-        self._root = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+                fully_shard(block, mesh=mesh, ignored_params=numbers(module))
+        self._root = fully_shard(
+            module, mesh=mesh, reshard_after_forward=True, ignored_params=numbers(module)
+        )
         return module
 
     def _seed_column(self, layer: str) -> None:
@@ -171,13 +176,16 @@ class Tensor(Strategy):
     def sync(self) -> float:
         """The norm of all ranks' parts together, each element counted once, whoever holds copies of it."""
         began = clock()
-        held_here = [(p, p.grad) for p in self.module.parameters() if p.grad is not None]
+        held_here = [(p, p.grad) for p in self.module.parameters() if p.grad is not None and p.dim()]
         gradients = [local(gradient) for _, gradient in held_here]
         mine = [g for (p, _), g in zip(held_here, gradients, strict=True) if self._is_mine(p) and g.numel()]
-        squares = torch.zeros(1, dtype=torch.float64)
-        if mine:
-            squares += float(nn.utils.get_total_norm(mine)) ** 2
-        value = self.passes.loss_scale.undo(gradients, math.sqrt(float(self.total(squares))))
+        squares = float(nn.utils.get_total_norm(mine)) ** 2 if mine else 0.0
+        # Every rank tells its gradient of a single number: those of a group are alike, and the mean is that of groups.
+        told = self.total(torch.tensor([squares, *self._numbers.told()], dtype=torch.float64))
+        single = self._numbers.take(told[1:])
+        norm = math.sqrt(float(told[0]) + sum(float(gradient) ** 2 for gradient in single))
+        gradients += single
+        value = self.passes.loss_scale.undo(gradients, norm)
         if self.max_grad_norm is not None and value > self.max_grad_norm:
             torch._foreach_mul_(gradients, self.max_grad_norm / value)
         self.sync_seconds = clock() - began
