@@ -5,6 +5,8 @@ sends (N-1)/N S. The all-gathers are gloo's, which are ideal.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,9 @@ from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
 from lockstep.errors import RunFailed
 from lockstep.strategies._among import Among
-from lockstep.transports.base import Group, Label, Pending, Reduce, Transport
+from lockstep.strategies.base import Group, open_transport
+from lockstep.transports.base import Label, Pending, Reduce, Transport
+from lockstep.transports.shm import Shm
 
 
 class Neighbours(Among):
@@ -37,9 +41,22 @@ class Neighbours(Among):
         """From another of them, and added."""
         return super().recv_reduce(into, self._first + source, tag, reduce)
 
+    @property
+    def beside_sockets(self) -> Transport | None:
+        """The transport, where the kernel does not count what it sends."""
+        return self._whole if isinstance(self._whole, Shm) else None
+
     def close(self) -> None:
         """Close the transport, which nobody else uses."""
         self._whole.close()
+
+
+def neighbours_of(group: Group, within: int, transport: str | dict[str, Any]) -> Neighbours:
+    """This rank's group of ``within`` that stand side by side, on a transport of all ranks that is opened here."""
+    place = group.rendezvous.with_name(f"{group.rendezvous.name}-ring")
+    whole = open_transport(replace(group, rendezvous=place), transport)
+    own = replace(group, rank=group.rank % within, world_size=within)
+    return Neighbours(own, whole, group.rank - group.rank % within)
 
 
 class RingReduceScatter(ReduceScatter):

@@ -8,7 +8,6 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -27,7 +26,7 @@ from torch.distributed.fsdp import (
 from lockstep.plugins import Plugin
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
-from lockstep.strategies._fsdp_ring import Neighbours, RingReduceScatter
+from lockstep.strategies._fsdp_ring import RingReduceScatter, neighbours_of
 from lockstep.strategies._fsdp_wrap import (
     gathered_bytes,
     group_size,
@@ -41,10 +40,9 @@ from lockstep.strategies._fsdp_wrap import (
 )
 from lockstep.strategies._joining import for_sums, join
 from lockstep.strategies._state import Slices, State, Stored
-from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
+from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock
 from lockstep.transports._sent import SentBytes
 from lockstep.transports.base import Transport
-from lockstep.transports.shm import Shm
 
 _DTYPES = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -153,19 +151,12 @@ class Fsdp(Strategy):
         # The root's own parameters are needed again at once, when backward begins: they stay.
         self.wrapped[""] = wrapped(module, reshard_after_forward=False)
         if self._ring_wanted and device.type == "cpu" and self.ranks_per_group > 1:
-            self._ring = RingReduceScatter(self._among_the_group())
+            neighbours = neighbours_of(self.group, self.ranks_per_group, self._ring_transport)
+            self._beside_sockets = neighbours.beside_sockets
+            self._ring = RingReduceScatter(neighbours)
             for each in self.wrapped.values():
                 each.set_custom_reduce_scatter(self._ring)
         return module
-
-    def _among_the_group(self) -> Neighbours:
-        group, within = self.group, self.ranks_per_group
-        place = group.rendezvous.with_name(f"{group.rendezvous.name}-ring")
-        whole = open_transport(replace(group, rendezvous=place), self._ring_transport)
-        if isinstance(whole, Shm):
-            self._beside_sockets = whole
-        own = replace(group, rank=group.rank % within, world_size=within)
-        return Neighbours(own, whole, group.rank - group.rank % within)
 
     def accumulating(self) -> contextlib.AbstractContextManager[object]:
         """Gradients are not reduced in this backward pass: each rank holds them whole until the last."""
