@@ -67,3 +67,28 @@ def test_snapshots_change_no_bit_of_the_training(server, tmp_path):
     assert not list((looked_at.path / "snapshots").rglob("*.safetensors")), (
         "the tensors are kept by option only"
     )
+
+
+@pytest.mark.parametrize("reduction", ["fast", "invariant"])
+def test_a_gradient_that_comes_in_parts_has_one_line_which_tells_all_of_it(server, tmp_path, reduction):
+    run = train(
+        server, tmp_path, "distributed.strategy=allreduce", "distributed.world_size=2",
+        f"distributed.strategy.reduction={reduction}", "model=own_models:reentrant", "training.epochs=1",
+        "distributed.strategy.snapshot_steps=[1]", "distributed.strategy.snapshot_tensors=true",
+    )  # fmt: skip
+    sums, reduced = {}, {}
+    for rank in range(2):
+        lines, tensors = seen(run, 1, rank)
+        assert [line["order"] for line in lines] == list(range(len(lines)))
+        assert len(lines) == len(tensors), "one line for each gradient"
+        for line in lines:
+            shard = "" if line["shard"] is None else f"{line['shard']}/"
+            value = tensors[f"{line['stage']}/{shard}{line['parameter']}"]
+            assert line["sha256"] == hashlib.sha256(value.tobytes()).hexdigest()
+            if line["stage"] == "local":
+                sums[line["parameter"]] = sums.get(line["parameter"], 0) + value
+            else:
+                reduced[line["parameter"]] = value
+    assert "block.weight" in reduced
+    for name, value in reduced.items():
+        assert abs(value - sums[name]).max() < 1e-15

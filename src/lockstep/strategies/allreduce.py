@@ -143,9 +143,8 @@ class AllReduce(Strategy):
         if self._accumulating:
             return
         self._seen.add(parameter)
-        if self.snapshots is not None and parameter.grad is not None:
-            self.snapshots.take("local", self._names[parameter], parameter.grad)
         if self.invariant is not None:
+            self._note(parameter, parameter.grad)
             return
         bucket, place = self._homes[parameter]
         if place in bucket.ready and self._reducer.has(bucket):
@@ -155,8 +154,13 @@ class AllReduce(Strategy):
                 "torch.utils.checkpoint with use_reentrant=False, or set distributed.strategy.overlap to false"
             )
         bucket.take(place)
+        self._note(parameter, bucket.views[place])  # with what came of it before
         if bucket.is_full:
             self._reducer.on_full()
+
+    def _note(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
+        if self.snapshots is not None and gradient is not None:
+            self.snapshots.take("local", self._names[parameter], gradient)
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
