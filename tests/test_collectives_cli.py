@@ -144,6 +144,7 @@ def test_cost_of_one_algorithm_for_16384_ranks(capsys):
         ("cost", "--world-size", "1000000000000", "--bytes", "4"),
         ("cost", "--world-size", "4", "--bytes", "1" + "0" * 400),
         ("cost", "--world-size", "4", "--bytes", "4", "--ranks-per-machine", "1" + "0" * 40),
+        ("cost", "--world-size", "4", "--bytes", "4", "--pieces", "1025"),
         ("run", "--algorithm", "ring", "--parameter-dim", "999999999999"),
         ("run", "--algorithm", "ring", "--shard-size", "999999", "--parameter-dim", "9999"),
         ("bench", "--ranks", "5000"),

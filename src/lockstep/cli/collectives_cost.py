@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lockstep.cli.collectives import at_least_one
-from lockstep.cli.collectives_show import add_choice
+from lockstep.cli.collectives_show import MOST_PIECES, add_choice
 from lockstep.collectives.schedule import PAIRS
 from lockstep.collectives.topology import BETWEEN, GAMMA_SECONDS_PER_BYTE, INSIDE, Topology
 from lockstep.errors import UsageError
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("world-size", arguments.world_size, MOST_RANKS),
         ("bytes", [arguments.bytes], MOST_BYTES),
         ("ranks-per-machine", [arguments.ranks_per_machine], MOST_RANKS),
+        ("pieces", [arguments.pieces or 0], MOST_PIECES),
     ):
         if max(counts) > most:
             found = f"{max(counts):,}" if max(counts) < 10**30 else "a number of more than 30 digits"
