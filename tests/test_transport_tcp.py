@@ -1,14 +1,17 @@
 """tcp: who may speak, what is refused, and which field of a message was wrong."""
 
 import contextlib
+import itertools
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +122,78 @@ def test_a_crowd_of_strangers_neither_ends_the_run_nor_keeps_a_rank_out(pair: An
     finally:
         over.set()
         coming[0].join()
+        for guest in crowd:
+            guest.close()
+
+
+@pytest.fixture
+def between_looks(monkeypatch: pytest.MonkeyPatch):
+    """Have something done each time before rank 0, in its own thread, looks who is there: so the order is certain."""
+
+    def have(done: Any) -> None:
+        class Poll:
+            def __init__(self) -> None:
+                self.real, self.looks = select.poll(), itertools.count(1)
+                self.register, self.unregister = self.real.register, self.real.unregister
+
+            def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+                done(next(self.looks))
+                return self.real.poll(milliseconds)
+
+        itself = SimpleNamespace(poll=Poll, POLLIN=select.POLLIN)
+        monkeypatch.setattr("lockstep.transports._meeting.select", itself)
+
+    return have
+
+
+def test_one_who_speaks_while_shown_out_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between_looks: Any
+) -> None:
+    """Who has just spoken is among the ready when another one's coming has him shown out."""
+    crowd: list[socket.socket] = []
+
+    def look(number: int) -> None:
+        if number < 3:
+            address = tuple(json.loads((tmp_path / "rendezvous-tcp-0").read_text()))
+            for guest in crowd:
+                guest.send(b"L")
+            crowd.append(socket.create_connection(address, timeout=3))
+        else:
+            joins.set()
+
+    def one(rank: int) -> Any:
+        if rank == 1:
+            wait_until(joins.is_set)
+        return ranks_of.opened("tcp", rank, 2, tmp_path, 5.0)
+
+    joins = threading.Event()
+    monkeypatch.setattr("lockstep.transports._meeting._MOST_STRANGERS", 1)
+    between_looks(look)
+    found = ranks_of.in_threads(2, one)
+    try:
+        talk(found)
+    finally:
+        for each in (*crowd, *found):
+            with contextlib.suppress(AttributeError):  # an error, or nothing, where a rank ended
+                each.close()
+
+
+def test_the_meeting_ends_in_time_however_many_come(tmp_path: Path, between_looks: Any) -> None:
+    """There is somebody at the door at every look, also at the first one after the deadline."""
+    crowd: list[socket.socket] = []
+
+    def look(number: int) -> None:
+        assert number < 4, "it goes on looking"
+        address = tuple(json.loads((tmp_path / "rendezvous-tcp-0").read_text()))
+        crowd.append(socket.create_connection(address, timeout=3))
+        if number == 2:
+            time.sleep(0.4)
+
+    between_looks(look)
+    try:
+        with pytest.raises(TransportError, match=r"rank 1 did not join within 0.3 s"):
+            ranks_of.opened("tcp", 0, 2, tmp_path, 0.3)
+    finally:
         for guest in crowd:
             guest.close()
 
