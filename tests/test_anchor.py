@@ -58,6 +58,16 @@ def run(project):
     return made
 
 
+@pytest.fixture
+def failed(project):
+    """One that another attempt may follow."""
+    made = make(project, ended=False)
+    made.plan.write_text('{"threads_per_rank": 1}')
+    events.append(made, "finished", status="failed", cause="exception", message="it broke", rank=0)
+    seal(made)
+    return made
+
+
 def lockstep(capsys, *words):
     code = main([str(word) for word in words])
     written = capsys.readouterr()
@@ -118,6 +128,41 @@ def test_a_seal_that_was_taken_away_fails_against_the_anchor(run, capsys):
     rewrite(run.events, b"".join(lines[:-1]))
     assert verification.verify(run).findings == []  # as if it had never been sealed
     assert lockstep(capsys, "verify", "r")[0] == 1
+
+
+def test_an_attempt_that_is_said_to_have_begun_covers_for_nothing(run, capsys):
+    """A line in the history costs a forger nothing: whatever it excuses must not be called proven."""
+    lockstep(capsys, "seal", "r", "--anchor")
+    events.append(run, "started", attempt=2, process={})
+    rewrite(run.rank_log(0), "loss 0.1\n")
+    code, text = lockstep(capsys, "verify", "r")
+    assert code == 1 and "a run that succeeded, which gets no other attempt" in text
+    assert "logs/rank-0.log" in text
+    assert "the seal is the one that was anchored" not in text
+
+
+def test_an_attempt_after_the_seal_excuses_only_what_its_steps_write(failed, capsys):
+    run = failed
+    lockstep(capsys, "seal", "r", "--anchor")
+    events.append(run, "started", attempt=2, process={})
+    edit_json(run.plan, lambda value: value.update(threads_per_rank=7))
+    with run.rank_log(0).open("a") as log:
+        log.write("more\n")
+    run.metrics.mkdir()
+    run.metrics_file(0, 2).write_text("")
+    (finding,) = check(run).findings
+    assert finding.file == "distributed.json"  # its setup did not begin again
+    code, text = lockstep(capsys, "verify", "r")
+    assert code == 1
+    assert "goes on after the anchored seal" in text and "the seal is the one that was anchored" not in text
+    events.append(run, "step_started", step="setup_distributed")
+    state = check(run)
+    assert (
+        state.findings == []
+        and state.went_on
+        and sorted(state.rewritten) == ["distributed.json", "logs/rank-0.log"]
+    )
+    assert lockstep(capsys, "verify", "r")[0] == 1  # still nothing that the anchor covers
 
 
 def test_what_was_added_after_the_anchor_is_not_covered_by_it_until_it_is_anchored_again(run, capsys):

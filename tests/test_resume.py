@@ -134,7 +134,6 @@ def test_of_two_resumes_at_once_one_wins(command):
     assert verify_seal(run_of(command, "r")) == []
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_when_it_is_passed_over_and_not_at_the_end(command):
     """The attempt may be killed, and the checkpoint be replaced by then."""
     words = (*JOB, "training.epochs=3000", "checkpoint.every_epochs=1000", "checkpoint.every_steps=null")
@@ -150,11 +149,11 @@ def test_a_damaged_checkpoint_is_named_when_it_is_passed_over_and_not_at_the_end
     wait_until(lambda: any(said in str(event.get("message")) for event in events.read(run)))
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=30)
-    assert said in output
+    process.communicate(timeout=30)
     assert said in run.rank_log(0).read_text()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_passed_over(command):
     process = command.start_and_wait_for_step("r", 60, *JOB, "training.epochs=3000")
     os.kill(process.pid, signal.SIGINT)

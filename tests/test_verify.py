@@ -598,17 +598,14 @@ def test_a_seal_that_is_not_told_of_in_the_history_is_a_finding(folder):
     assert any("does not tell of this manifest.json" in each for each in findings(folder.run))
 
 
-def test_after_a_seal_another_attempt_may_add_but_not_change(folder):
+def test_another_attempt_after_the_seal_of_a_run_that_succeeded_is_a_finding_and_covers_for_nothing(folder):
     run = folder.run
     events.append(run, "started", attempt=2, process={})
-    with run.rank_log(0).open("ab") as log:
-        log.write(b"more\n")
-    run.metrics_file(0, 2).write_text("")
     rewrite(run.report, "x")
-    verdict = verification.verify(run)
-    assert verdict.findings == [] and any("has not been sealed" in each for each in verdict.unproven)
-    rewrite(run.metrics_file(1), "x")
-    assert any(each.startswith("metrics/rank-1.jsonl has 1 bytes") for each in findings(run))
+    found = findings(run)
+    assert any("a run that succeeded, which gets no other attempt" in each for each in found)
+    assert any(each.startswith("report.html") for each in found)
+    assert not any("byte for byte" in each for each in verification.verify(run).proven)
 
 
 def test_what_follows_the_seal_and_is_no_attempt_is_a_finding(folder):

@@ -122,4 +122,12 @@ def compare(state: State, anchors: list[Anchor]) -> list[Finding]:
                 "you went on with it yourself, anchor it again: lockstep seal RUN --anchor",
             )
         )
+    if anchors and not findings and state.went_on:
+        findings.append(
+            Finding(
+                "events.jsonl",
+                "goes on after the anchored seal: no anchor covers the run as it is now. If you went on with it "
+                "yourself, seal and anchor it again: lockstep seal RUN --anchor",
+            )
+        )
     return findings

@@ -9,6 +9,7 @@ What may follow the seal: `signed` events, each of which is made from a file in 
 the events of another attempt, which ends in a seal of its own.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -38,13 +39,14 @@ from lockstep.files import parse_json, read_object, read_plain, write_atomically
 __all__ = ["State", "check", "head_of", "seal", "verify_folder", "verify_seal", "write_manifest"]
 
 Digest = Callable[[Path], str]
-# What another attempt writes anew; it only adds to logs, and only removes or adds checkpoints and metrics.
-_WRITTEN_ANEW = {
-    "distributed.json",
-    "distributed_model_checkpoint.pt",
-    "distributed_training_results.json",
-    "report.html",
-    "run_log.json",
+# What another attempt writes anew, and in which of its steps; it only adds to logs, and only removes or adds
+# checkpoints (in training) and metrics.
+_WRITTEN_ANEW: dict[str, set[str]] = {
+    "distributed.json": {"setup_distributed"},
+    "distributed_model_checkpoint.pt": {"train"},
+    "distributed_training_results.json": {"aggregate_metrics", "evaluate"},
+    "report.html": {"report"},
+    "run_log.json": set(),
 }
 
 
@@ -102,8 +104,13 @@ def verify_seal(run: Run) -> list[str]:
 
 def head_of(run: Run) -> str | None:
     """The digest of the last `sealed` line; None for a run that was never sealed."""
+    return next(reversed(heads_of(run)), None)
+
+
+def heads_of(run: Run) -> list[str]:
+    """The digests of all `sealed` lines, oldest first."""
     lines = _sealed_lines(read_up_to(run.events, events.LONGEST_READ))
-    return hashlib.sha256(lines[-1]).hexdigest() if lines else None
+    return [hashlib.sha256(line).hexdigest() for line in lines]
 
 
 def check(run: Run, digest: Digest | None = None) -> State:
@@ -126,9 +133,14 @@ def check(run: Run, digest: Digest | None = None) -> State:
     covered = manifest["events"]["bytes"]
     tail = _after_the_seal(run, history, covered, manifest["time"])
     state.went_on = tail.startswith(b'{"event": "started"')
+    if state.went_on and _ended_well(history[:covered]):
+        state.went_on = False
+        problem = "goes on after the seal of a run that succeeded, which gets no other attempt: it was added"
+        state.findings.append(Finding("events.jsonl", problem))
+        tail = b""
     differences = compare(run.path, state.files, dict(walk(run.path, outside_the_seal(run.path))), digest)
     if state.went_on:
-        _tell_apart(run, state, differences)
+        _tell_apart(run, state, differences, _steps_begun(tail))
         return state
     if tail == b"?":
         problem = f"does not tell of this {MANIFEST}: one of the two was changed, or the run was not sealed to the end"
@@ -222,11 +234,32 @@ def _signature_files(run: Run, history: bytes) -> list[Finding]:
     return findings
 
 
-def _tell_apart(run: Run, state: State, differences: list[Finding]) -> None:
+def _ended_well(history: bytes) -> bool:
+    """Whether the last attempt that a history tells of succeeded."""
+    ends = [event for event in _all(history) if event.get("event") in ("started", "finished")]
+    return bool(ends) and ends[-1].get("status") == "succeeded"
+
+
+def _steps_begun(history: bytes) -> set[str]:
+    """The steps of the pipeline that a piece of history tells the beginning of."""
+    return {str(event.get("step")) for event in _all(history) if event.get("event") == "step_started"}
+
+
+def _all(history: bytes) -> list[dict[str, Any]]:
+    found = []
+    for line in history.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            if isinstance(value := parse_json(line), dict):
+                found.append(value)
+    return found
+
+
+def _tell_apart(run: Run, state: State, differences: list[Finding], begun: set[str]) -> None:
     """Of a run that went on after its seal: what the next attempt may have done, and what it never does."""
     for each in differences:
         name, added, gone = each.file, each.file not in state.files, each.problem == "is missing"
-        anew = name in _WRITTEN_ANEW or (name.startswith("checkpoints/") and gone)
+        writers = {"train"} if name.startswith("checkpoints/") and gone else _WRITTEN_ANEW.get(name)
+        anew = writers is not None and (not writers or bool(writers & begun))
         longer = name.startswith("logs/") and not added and _begins_as(run.path / name, state.files[name])
         if added or anew or longer:
             state.rewritten += [name] * (not added)

@@ -93,7 +93,7 @@ def check(run: Run, run_id: str, state: seal.State, signers: Path | None) -> lis
         text = str(value["statement"])
         key, reason = _intact(text, signature)
         who = None if reason or signers is None else _who(text, signature, signers, time)
-        found.append(Signature(number, key, who, reason, heads[0] == state.head, time))
+        found.append(Signature(number, key, who, reason, heads[0] == state.head and not state.went_on, time))
     return found
 
 

@@ -120,8 +120,8 @@ def _identity(descriptor: int) -> tuple[int, ...]:
 
 
 def _of_running(run: Run) -> seal.State:
-    """Only the chain: a run that is running writes the rest at this moment."""
-    return seal.State([of_history(sentence) for sentence in events.check_chain(run)])
+    """Only the chain and its seals: a run that is running writes the rest at this moment."""
+    return seal.State([of_history(sentence) for sentence in events.check_chain(run)], seal.heads_of(run))
 
 
 def _odd_entries(run: Run, state: seal.State) -> list[Finding]:
@@ -173,7 +173,7 @@ def _in_words(verdict: Verdict, record: Record, state: seal.State) -> None:
     if count and not found_in & {"checkpoints", "start"}:
         proven.append(f"checkpoints: {count}, every byte as written, and loadable")
     for each in verdict.anchors if verdict.anchors and "events.jsonl" not in found_in else ():
-        if each.head == state.head:
+        if each.head == state.head and state.current:
             proven.append(f"the seal is the one that was anchored ({each.where})")
     for sign in verdict.signatures:
         if sign.who and sign.current and not sign.bad:
@@ -195,7 +195,7 @@ def _uncovered(verdict: Verdict, state: seal.State) -> None:
     elif state.went_on:
         unproven.append(
             "what was written after the seal: another attempt began and has not been sealed. Files written "
-            f"over since: {', '.join(map(printable, state.rewritten[:8])) or 'none'}"
+            f"over or removed since: {', '.join(map(printable, state.rewritten)) or 'none'}"
         )
 
 
