@@ -274,6 +274,25 @@ def test_a_run_that_got_a_child_after_it_was_chosen_is_spared(catalog):
     assert names(catalog) == {"one", "two"}
 
 
+@pytest.mark.parametrize("clock", ["right", "of the child behind"])
+def test_all_ancestors_of_a_run_that_is_spared_in_the_end_are_spared(catalog, clock):
+    first = make(catalog, "a")
+    second = make(catalog, "b", 2, first)
+    child = make(catalog, "c", 3, second)
+    make(catalog, "d", 4)
+    criteria = Criteria(keep_last=0)
+    made = collect.plan(catalog, criteria, time.time())
+    if clock != "right":
+        made.runs.reverse()  # rows are sorted by the times that the runs recorded
+    held = status.hold(child)
+    try:
+        said = list(collect.apply(catalog, made, criteria))
+    finally:
+        status.release(child, held)
+    assert names(catalog) == {"a", "b", "c"} and "c stays: run c is running already" in said[0]
+    assert said[1:] == ["b stays: c came from it, and stays", "a stays: b came from it, and stays"]
+
+
 def test_a_link_in_place_of_a_run_is_never_followed(catalog, tmp_path, capsys):
     make(catalog, "one")
     outside = make(tmp_path / "other", "outside")

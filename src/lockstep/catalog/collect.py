@@ -192,10 +192,15 @@ def apply(catalog: Path, made: Plan, criteria: Criteria) -> Iterator[str]:
     """Remove what was planned; a sentence for each run that was spared after all. The caller holds ``alone``."""
     catalog = catalog.resolve()
     finish(catalog)
-    for row in made.runs:
+    going = {row["run_id"]: row for row in made.runs}
+    parents = {row["run_id"]: row["parent"] for row in made.runs}
+    stays: dict[str, str] = {}
+    for row in _children_first(made.runs):
         run = Run(catalog / row["run_id"])
-        spared = _remove(run, made, criteria, row)
+        spared = stays.get(run.run_id) or _remove(run, made, criteria, row)
         if spared:
+            if run.path.is_dir():
+                _spare_ancestors(run.run_id, parents, going, stays)
             yield f"{run.run_id} stays: {spared}"
     wanted = _still_wanted(catalog, set(run_ids(catalog)))
     for digest in made.stored if wanted is not None else ():
@@ -204,6 +209,18 @@ def apply(catalog: Path, made: Plan, criteria: Criteria) -> Iterator[str]:
             if digest not in (wanted or ()) and stored.lstat().st_nlink == 1:
                 stored.unlink()
     _forget(catalog)
+
+
+def _children_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every run before its parent, whatever their clocks said: what spares a run spares where it came from."""
+    rest = {row["run_id"]: row for row in reversed(rows)}
+    ordered: list[dict[str, Any]] = []
+    while rest:
+        line = [rest.pop(next(iter(rest)))]
+        while parent := rest.pop(line[-1]["parent"], None):
+            line.append(parent)
+        ordered += reversed(line)
+    return ordered[::-1]
 
 
 def _remove(run: Run, made: Plan, criteria: Criteria, row: dict[str, Any]) -> str | None:
