@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import sample_run
 from conftest import wait_until
-from lockstep.catalog import events, status, tail
+from lockstep.catalog import events, listing, seal, status, tail
+from lockstep.catalog.export import material
+from lockstep.catalog.report.values import moment
 from lockstep.catalog.run import Run
 from lockstep.cli import list as list_command
 from lockstep.cli import show as show_command
@@ -82,6 +84,37 @@ def test_list_shows_what_a_run_was_and_how_well_it_did(run, catalog, capsys):
     (row,) = json.loads(said(capsys, list_command, "--catalog", catalog, "--json"))
     assert (row["run_id"], row["world_size"], row["samples_per_second"]) == (RUN_ID, 2, 20218.7)
     assert row["status"] == "unknown"  # the sample ran on a host of its own
+
+
+@pytest.mark.parametrize(
+    "process", [{}, {"host": None}, {"host": 5, "boot_id": []}, {"other": 1}, {"pid": 7}, {"host": "far"}, 3]
+)
+def test_list_and_show_and_verify_call_an_open_run_the_same(catalog, capsys, process):
+    one = make(catalog, "one")
+    events.append(one, "started", attempt=1, process=process)
+    state = status.of(one)
+    row = listing.row(one, 0.0)
+    shown = json.loads(said(capsys, show_command, "one", "--json", "--catalog", catalog))
+    assert {(each["status"], each["cause"]) for each in (row, shown)} == {(state.word, state.cause)}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_written_after_a_runs_end_does_not_make_it_longer(catalog, capsys, ended):
+    one = make(catalog, "one")
+    events.append(one, "started", time="2026-11-20T10:00:00.000000Z", attempt=1, process={})
+    events.append(one, "step_started", time="2026-11-20T10:00:01.000000Z", step="train")
+    if ended:
+        events.append(one, "finished", time="2026-11-20T10:00:07.000000Z", status="succeeded")
+    seconds = 7.0 if ended else 1.0
+    assert listing.row(one, 0.0)["seconds"] == seconds
+    events.append(one, "warning", message="the line above was cut short")
+    seal.seal(one)
+    events.append(one, "signed", file="seal/signature-1.json", signature_sha256="0" * 64)
+    events.append(one, "anchored", file="seal/anchor-1.json")
+    (row,) = listing.rows(catalog)
+    assert row["seconds"] == seconds
+    assert json.loads(said(capsys, show_command, "one", "--json", "--catalog", catalog))["seconds"] == seconds
+    assert material.gather(one).ended == moment("2026-11-20T10:00:00.000000Z") + seconds
 
 
 def test_list_is_newest_first_and_tells_the_causes_apart(catalog, capsys):

@@ -18,7 +18,7 @@ from typing import Any
 from lockstep import __version__
 from lockstep.files import parse_json, read_plain, temporary_beside
 
-FORMAT = 1
+FORMAT = 2
 LARGEST_BYTES = 512 << 20
 SETTLED_SECONDS = 2.0  # a file's times are coarser than its changes: younger ones may change unseen
 WORTH_WRITING = 32  # entries read anew; fewer cost less to read again than the cache costs to write

@@ -172,7 +172,8 @@ def recorded(history: list[dict[str, Any]]) -> tuple[Status, dict[str, Any]]:
 
 def without_ending(status: Status, process: dict[str, Any]) -> Status:
     """The status of a run that nobody holds and that did not say how it ended."""
-    if not process:
+    told = [_text(process.get("host")), _text(process.get("boot_id")), _number(process.get("start_ticks"))]
+    if all(known is None for known in (*told, status.pid)):  # the same to who has read these alone (a list)
         return _with(status, "killed", "process gone", "the process ended before the run had started")
     host, here = _text(process.get("host")), os.uname().nodename
     if host != here:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lockstep.catalog import events, lineage, run_parameters, status
 from lockstep.catalog.manifest import MANIFEST, read_manifest
+from lockstep.catalog.report.history import told_by
 from lockstep.catalog.report.values import at, mapping, moment
 from lockstep.catalog.run import Run
 from lockstep.errors import CorruptRecord, LockstepError, UsageError
@@ -73,7 +74,9 @@ class Material:
         """When the last attempt ended, as far as its history tells; None while it is running."""
         if self.state.word in ("running", "unknown"):
             return None
-        return moment(self.state.finished) or moment(self.history[-1].get("time"))
+        attempts = told_by(self.history).attempts
+        last = attempts[-1].last if attempts else moment(self.history[-1].get("time"))
+        return moment(self.state.finished) or last
 
     @property
     def summary(self) -> dict[str, Any]:

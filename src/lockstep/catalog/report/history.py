@@ -6,6 +6,7 @@ from typing import Any
 from lockstep.catalog.report.values import moment, number, show_scalar
 
 ENDINGS = ("succeeded", "failed", "interrupted")
+LIVED = ("started", "step_started", "step_finished", "finished")  # others may be written long after its end
 
 
 @dataclass
@@ -62,7 +63,7 @@ def told_by(events: list[dict[str, Any]]) -> History:
         if name == "started" or (not attempts and name in ("step_started", "step_finished")):
             attempts.append(Attempt(len(attempts) + 1, time, time))
             finished = None
-        if attempts and time is not None:
+        if attempts and time is not None and finished is None and name in LIVED:
             attempts[-1].last = time
         if name in ("step_started", "step_finished"):
             _note_step(attempts[-1], event, time)
