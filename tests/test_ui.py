@@ -430,6 +430,23 @@ def test_end_of_a_run_shows_at_once(running: Run) -> None:
     )
 
 
+def test_no_recorded_control_character_or_turned_writing_reaches_a_page(running: Run) -> None:
+    bad = "\x1b]0;x\x07 \x9b31m \u202eevil\u2066 \u200b"
+    running.events.unlink()
+    summary = {"dataset": bad, "model": bad, "strategy": bad, "world_size": 2}
+    events.append(running, "created", run_id=running.run_id, tag=bad, parent=None, summary=summary)
+    events.append(running, "started", attempt=1, process=status.process_identity())
+    events.append(running, "finished", status="failed", cause=bad, message=bad, rank=1)
+    running.rank_log(0).write_text(bad)
+    with serving(running.catalog) as server:
+        told = [got(server, path) for path in ("/api/runs", f"/api/runs/{running.run_id}")]
+        page = ask(server, f"/run/{running.run_id}")[1].decode()
+    text = json.dumps(told, ensure_ascii=False) + page.replace("\n", "")
+    assert text.isprintable()
+    assert "\\x1b]0;x" in told[0]["runs"][0]["tag"]
+    assert "\\x202eevil" in told[1]["message"]
+
+
 def test_run_before_its_first_step_has_a_live_page(running: Run) -> None:
     os.truncate(running.metrics_file(0), 0)
     with serving(running.catalog) as server:

@@ -16,6 +16,7 @@ from lockstep.catalog.report.page import policy as report_policy
 from lockstep.catalog.run import RUN_ID, Run
 from lockstep.catalog.text import json_safe
 from lockstep.errors import UsageError
+from lockstep.files import printable
 from lockstep.ui import live, pages
 
 FRESH_SECONDS = 1.0  # how long one reading of the catalog serves everybody who asks
@@ -126,8 +127,17 @@ def _number(query: dict[str, list[str]], name: str) -> int:
 
 
 def _json(value: object) -> Answer:
-    text = json.dumps(json_safe(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_shown(json_safe(value)), allow_nan=False, separators=(",", ":"))
     return Answer(text.encode(), JSON)
+
+
+def _shown(value: Any) -> Any:
+    """The value with all text in it printable: what the scripts put into a page is recorded by anybody."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(name): _shown(inner) for name, inner in value.items()}
+    return [_shown(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _page(markup: str) -> Answer:
