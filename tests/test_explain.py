@@ -8,6 +8,7 @@ import sample_run
 from families import make, safetensors
 from forging import rewrite
 from lockstep.catalog import events, tombstones
+from lockstep.catalog.manifest import write_manifest
 from lockstep.cli import main
 
 
@@ -185,6 +186,88 @@ def test_a_checkpoint_folder_that_was_changed_says_which_file(family, tmp_path, 
     value = found(capsys, family[2].catalog, tmp_path / "step-00000010")
     assert value["held_by"][0]["run_id"] == "child"
     assert value["findings"] == ["model.safetensors holds other bytes than were written"]
+
+
+def export(run, target, *words):
+    assert main(["export", str(run.path), "--format", "safetensors", "--output", str(target), *words]) == 0
+    return target
+
+
+def test_exported_weights_lead_to_the_checkpoint_that_has_the_same_tensors(family, tmp_path, capsys):
+    run = family[2]
+    value = export(run, tmp_path / "ex.safetensors", "--step", "10").read_bytes()
+    capsys.readouterr()
+    code, text = lockstep(capsys, run.catalog, tmp_path / "ex.safetensors")
+    assert code == 0 and "export of checkpoint step-00000010 of run child" in text
+    assert "all 2 tensors are the same" in text and "from        resumed from parent" in text
+    rewrite(tmp_path / "ex.safetensors", value[:-1] + bytes([value[-1] ^ 1]))
+    code, text = lockstep(capsys, run.catalog, tmp_path / "ex.safetensors", "--json")
+    said = json.loads(text)["exported"]
+    assert code == 1 and not said["same"] and said["named"] == ["second.weight"] and said["step"] == 10
+    code, text = lockstep(capsys, run.catalog, tmp_path / "ex.safetensors")
+    assert code == 1 and "does not hold" in text and "1 of 2 tensors differ" in text
+
+
+def test_exported_weights_are_told_from_slices_and_from_the_average(family, tmp_path, capsys):
+    folder = family[3].checkpoints / "step-00000020"
+    average = safetensors(77)
+    start = 8 + int.from_bytes(average[:8], "little")
+    names = {b"first.weight": b"first.weight/ema", b"second.weight": b"second.weight/ema"}
+    header = average[8:start]
+    for name, longer in names.items():
+        header = header.replace(name, longer)
+    (folder / "optimizer.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + average[start:]
+    )
+    (folder / "model.safetensors").unlink()
+    for rank in range(2):  # each has half of the rows
+        place = {"shape": [4, 6], "offsets": [0, 3 * rank]}
+        words = {
+            "__metadata__": {"slices": json.dumps({"first.weight": place})},
+            "first.weight": {"dtype": "U8", "shape": [4, 3], "data_offsets": [0, 12]},
+        }
+        text = json.dumps(words).encode()
+        content = len(text).to_bytes(8, "little") + text + bytes(range(12 * rank, 12 * rank + 12))
+        (folder / f"model-{rank:05d}-of-00002.safetensors").write_bytes(content)
+    write_manifest(folder)
+    for words, of in (((), "weights"), (("--ema",), "moving average of the weights")):
+        path = export(family[3], tmp_path / "ex.safetensors", *words)
+        capsys.readouterr()
+        code, text = lockstep(capsys, family[3].catalog, path, "--json")
+        said = json.loads(text)["exported"]
+        assert (code, said["same"], said["of"]) == (0, True, of)
+
+
+@pytest.mark.parametrize(
+    "run_id, name, why",
+    [
+        ("nobody", "step-00000010", "no such run"),
+        ("child", "step-00000011", "no such checkpoint"),
+        ("../catalog/child", "step-00000010", "no names"),
+        ("child", "../../child/checkpoints/step-00000010", "no names"),
+        ("child", "step-00000010/.", "no names"),
+        ("linked", "step-00000010", "no such run"),
+        ("child", "step-00000020", "not what was written"),
+        ("\x1b[31m\u202e", "step-00000010", "no names"),
+    ],
+)
+def test_what_a_header_says_of_itself_leads_nowhere_else(family, tmp_path, capsys, run_id, name, why):
+    run = family[2]
+    (run.catalog / "linked").symlink_to(run.path)
+    rewrite(run.checkpoints / "step-00000020" / "model.safetensors", safetensors(5))
+    content = safetensors(99)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length]) | {"__metadata__": {"run_id": run_id, "checkpoint": name}}
+    text = json.dumps(header).encode()
+    (tmp_path / "ex.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    code, text = lockstep(capsys, run.catalog, tmp_path / "ex.safetensors")
+    assert code == 1 and why in text and text.replace("\n", "").isprintable()
+
+
+def test_a_pt_file_that_no_run_holds_says_what_was_not_tried(family, tmp_path, capsys):
+    (tmp_path / "ex.pt").write_bytes(b"PK")
+    code, text = lockstep(capsys, family[0].catalog, tmp_path / "ex.pt")
+    assert code == 1 and "not compared with any checkpoint" in text
 
 
 def test_what_is_no_file_is_refused_and_nothing_hangs(family, tmp_path, capsys):

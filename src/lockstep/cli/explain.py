@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.catalog.explanation import explain
-from lockstep.catalog.report.values import mapping, moment, show_bytes, show_count, show_moment
+from lockstep.catalog.report.values import at, mapping, moment, show_bytes, show_count, show_moment
 from lockstep.catalog.text import cell
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.files import printable
 
 MOST_SHOWN = 10
+NO_NAME = (
+    "a .pt that lockstep export wrote names no run, and was not compared with any checkpoint: "
+    "export it as .safetensors, which says where it is from"
+)
 PACKAGES = ("python", "torch", "lockstep", "numpy")
 
 
@@ -27,14 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; 1 where no run holds these bytes."""
+    """Print it; 1 where no run holds these bytes, nor the checkpoint that they were exported from."""
     catalog = catalog_of(arguments)
     found = explain(catalog, arguments.file)
     if arguments.json:
         output.write_json(found)
     else:
         _write(found, catalog)
-    return int(not found["held_by"])
+    return int(not found["held_by"] and not at(found, "exported", "same"))
 
 
 def _write(found: dict[str, Any], catalog: Path) -> None:
@@ -45,19 +49,46 @@ def _write(found: dict[str, Any], catalog: Path) -> None:
         output.write_line(f"  CHANGED  {finding}")
     if not found["held_by"]:
         output.write_line(f"no run in {printable(str(catalog))} holds these bytes")
+        if found["exported"]:
+            _write_exported(found["exported"])
         if found["similar"]:
             output.write_line(f"  {_similar(found['similar'])}")
+        if Path(found["path"]).suffix == ".pt":
+            output.write_line(f"  {NO_NAME}")
         return
     for each in found["held_by"][:MOST_SHOWN]:
         output.write_line()
-        for name, value in _facts(each):
-            output.write_line(f"{name:<12}{value}")
+        _write_facts(each)
     rest = [each["run_id"] for each in found["held_by"][MOST_SHOWN:]] + found["also_held_by"]
     if rest:
         output.write_line()
         output.write_line(
             f"and {len(rest)} more runs: {', '.join(rest[:20])}{', ...' if len(rest) > 20 else ''}"
         )
+
+
+def _write_exported(said: dict[str, Any]) -> None:
+    """What the header says, and whether the checkpoint that it names has these tensors."""
+    whose = f"checkpoint {cell(said['checkpoint'])} of run {cell(said['run_id'], 64)}"
+    if said["why"]:
+        output.write_line(f"  its header says that it was exported from {whose}, which cannot be compared:")
+        output.write_line(f"  {cell(said['why'], 400)}")
+        return
+    if said["same"]:
+        tensors = f"all {said['tensors']:,} tensors are the same by SHA-256"
+        output.write_line(f"  it is an export of {whose}: {said['of']}, {tensors}")
+    else:
+        names = ", ".join(cell(name, 100) for name in said["named"])
+        count = f"{said['differing']:,} of {said['tensors']:,} tensors"
+        output.write_line(f"  its header says that it was exported from {whose}, and that does not hold:")
+        output.write_line(f"  {count} differ from its {said['of']}: {names}")
+    output.write_line()
+    _write_facts(said["from"])
+
+
+def _write_facts(each: dict[str, Any]) -> None:
+    for name, value in _facts(each):
+        output.write_line(f"{name:<12}{value}")
 
 
 def _similar(similar: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lockstep.catalog import tombstones
 from lockstep.catalog.explanation.ancestry import ancestry
+from lockstep.catalog.explanation.exported import exported
 from lockstep.catalog.explanation.holders import Holding, Target, find_holders
 from lockstep.catalog.explanation.similar import most_similar
 from lockstep.catalog.manifest import MANIFEST, differences, digest_of_file, walk
@@ -26,12 +27,14 @@ def explain(catalog: Path, path: Path) -> dict[str, Any]:
     """All that the catalog knows of a file or a folder. Raises UsageError where there is nothing to explain.
 
     ``held_by`` has the run that made it first; ``similar`` says, where no run holds it, of which run's file it
-    is a part or a changed copy; ``findings`` is what a checkpoint's folder differs in from its own manifest.
+    is a part or a changed copy, and ``exported`` what a file of exported weights says of itself and whether that
+    holds; ``findings`` is what a checkpoint's folder differs in from its own manifest.
     """
     path, catalog = path.absolute(), catalog.resolve()
     targets, findings = _targets(path)
     holdings = find_holders(catalog, targets)
     largest = targets[0]
+    said = exported(catalog, largest.path) if path.is_file() and not holdings else None
     described = [_described(catalog, each) for each in holdings[:MOST_DESCRIBED]]
     return {
         "path": str(path),
@@ -41,7 +44,8 @@ def explain(catalog: Path, path: Path) -> dict[str, Any]:
         "findings": findings,
         "held_by": described,
         "also_held_by": [each.run_id for each in holdings[MOST_DESCRIBED:]],
-        "similar": None if holdings else most_similar(catalog, largest),
+        "exported": _exported(catalog, *said) if said else None,
+        "similar": None if holdings or said else most_similar(catalog, largest),
     }
 
 
@@ -87,6 +91,10 @@ def _described(catalog: Path, holding: Holding) -> dict[str, Any]:
         "patch_file": _patch_file(catalog, holding, known),
         "ancestry": ancestry(catalog, holding.run_id, parent),
     }
+
+
+def _exported(catalog: Path, said: dict[str, Any], holding: Holding | None) -> dict[str, Any]:
+    return said | {"from": _described(catalog, holding) if holding else None}
 
 
 def _step(catalog: Path, holding: Holding, known: dict[str, Any], parent: dict[str, Any]) -> int | None:

@@ -84,7 +84,7 @@ def _in_run(catalog: Path, run_id: str, targets: list[Target]) -> Holding | None
         files |= _same_size(folder, targets, ["events.jsonl"])
     if not files:
         return None
-    return Holding(run_id, files, _created(folder / "events.jsonl"))
+    return Holding(run_id, files, created_of(folder / "events.jsonl"))
 
 
 def _listed(content: bytes | None, targets: list[Target], prefix: str) -> dict[str, str]:
@@ -145,7 +145,8 @@ def _end(path: Path) -> bytes:
         return b""
 
 
-def _created(history: Path) -> str:
+def created_of(history: Path) -> str:
+    """When a run was made, as its first event says; empty where it cannot be read."""
     try:
         with open_plain(history) as file:
             value = parse_json(file.readline(1 << 16))

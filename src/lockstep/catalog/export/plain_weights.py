@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.catalog.manifest import verify_folder
+from lockstep.catalog.report.values import mapping
 from lockstep.catalog.run import Run
 from lockstep.catalog.verification import safetensors_file
 from lockstep.errors import CorruptRecord, UsageError
-from lockstep.files import fsync_folder, open_plain, read_json, temporary_beside
+from lockstep.files import fsync_folder, open_plain, parse_json, read_object, temporary_beside
 
 PART = "model"
 HEADER = "slices"  # as engine.contents writes it
@@ -74,14 +75,7 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
     ``about`` goes into the header as the format's metadata. With ``average`` it is the moving average of the weights,
     where the checkpoint has one. Raises CorruptRecord, UsageError.
     """
-    tensors = read(checkpoint, PART)
-    if average:
-        moving = {name: whole for name, whole in read(checkpoint, "optimizer").items() if name.endswith(EMA)}
-        if not moving:
-            raise UsageError(f"{checkpoint.name} has no moving average: training.ema_decay was not set")
-        averages = {name.removesuffix(EMA): whole for name, whole in moving.items()}
-        tensors |= averages
-        tensors |= {name: averages[first] for name, first in _aliases(checkpoint) if first in averages}
+    tensors = weights(checkpoint, average)
     # Larger elements first, so that each tensor begins at a multiple of its element's size.
     order = sorted(tensors, key=lambda name: (-safetensors_file.BITS[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": about}
@@ -99,7 +93,7 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
             file.write(struct.pack("<Q", len(text)) + text)
             file.truncate(base + place)
         for name in order:
-            _fill(temporary, base + header[name]["data_offsets"][0], tensors[name])
+            fill(temporary, base + header[name]["data_offsets"][0], tensors[name])
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -108,9 +102,22 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
     return len(tensors)
 
 
+def weights(checkpoint: Path, average: bool = False) -> dict[str, Whole]:
+    """The tensors that an export of the weights, or of their moving average, has. Raises as ``write`` does."""
+    tensors = read(checkpoint, PART)
+    if average:
+        moving = {name: whole for name, whole in read(checkpoint, "optimizer").items() if name.endswith(EMA)}
+        if not moving:
+            raise UsageError(f"{checkpoint.name} has no moving average: training.ema_decay was not set")
+        averages = {name.removesuffix(EMA): whole for name, whole in moving.items()}
+        tensors |= averages
+        tensors |= {name: averages[first] for name, first in _aliases(checkpoint) if first in averages}
+    return tensors
+
+
 def _aliases(checkpoint: Path) -> list[tuple[str, str]]:
     """Further names of weights that the model uses in several places, and the first, which has the average."""
-    found = read_json(checkpoint / "state.json").get("aliases", {})
+    found = mapping(read_object(checkpoint / "state.json").get("aliases"))
     return [(name, first) for name, first in found.items() if isinstance(first, str)]
 
 
@@ -123,7 +130,7 @@ def read(checkpoint: Path, part: str) -> dict[str, Whole]:
             continue
         try:
             _take_in(found, path)
-        except (safetensors_file.Broken, OSError, ValueError, TypeError, KeyError) as error:
+        except (safetensors_file.Broken, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise CorruptRecord(f"{path} cannot be read: {error}") from None
     for name_of, whole in found.items():
         if sum(math.prod(piece.size) for piece in whole.pieces) != math.prod(whole.shape):
@@ -148,20 +155,25 @@ def _take_in(found: dict[str, Whole], path: Path) -> None:
         whole.pieces.append(Piece(path, tensor.start, tensor.shape, offsets))
 
 
-def _places(path: Path) -> dict[str, Any]:
-    """What the header says of slices; its size was judged by ``read_header`` where it matters."""
+def metadata(path: Path) -> dict[str, Any]:
+    """What the header says besides the tensors; its size was judged by ``read_header`` where it matters."""
     with open_plain(path) as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > safetensors_file.LARGEST_HEADER_BYTES:
             raise safetensors_file.Broken(f"states a header of {length:,} bytes")
-        value = json.loads(file.read(length))
-    places = json.loads((value.get("__metadata__") or {}).get(HEADER, "{}"))
+        value = mapping(parse_json(file.read(length)))
+    return mapping(value.get("__metadata__"))
+
+
+def _places(path: Path) -> dict[str, Any]:
+    """What the header says of slices."""
+    places = parse_json(metadata(path).get(HEADER, "{}"))
     if not isinstance(places, dict):
         raise ValueError("its slices are no JSON object")
     return places
 
 
-def _fill(target: Path, start: int, whole: Whole) -> None:
+def fill(target: Path, start: int, whole: Whole) -> None:
     """Copy a tensor's pieces, mapped, in whatever dimensions they are cut."""
     import numpy
 
