@@ -202,6 +202,7 @@ def test_show_rank_sums_up_its_metrics_and_shows_its_log(run, catalog, capsys):
         ([RUN_ID, "rank", "-"], "rank is followed by one number"),
         ([RUN_ID, "rank", "٣"], "rank is followed by one number"),
         ([RUN_ID, "lunch"], "no step 'lunch': its steps are prepare_data"),
+        ([RUN_ID, "1"], "no step '1': its steps are prepare_data.*; a rank is asked for with `rank 1`"),
         ([RUN_ID, "../../etc/x"], "no step"),
         ([RUN_ID, "train", "again"], "is no part of a run"),
         ([RUN_ID, "--follow"], "--follow goes with rank N"),

@@ -137,7 +137,8 @@ def step_view(run: Run, step: str, count: int) -> dict[str, Any]:
     if not times and ("/" in step or not log.is_file()):
         names = list(dict.fromkeys(each.name for attempt in attempts for each in attempt.steps))
         known = ", ".join(cell(name) for name in names) if names else "none yet"
-        raise UsageError(f"run {run.run_id} has no step {step!r}: its steps are {known}")
+        rank = f"; a rank is asked for with `rank {step}`" if step.isascii() and step.isdecimal() else ""
+        raise UsageError(f"run {run.run_id} has no step {step!r}: its steps are {known}{rank}")
     lines = [] if "/" in step else tail.last_lines(log, count)
     return {"run_id": run.run_id, "step": step, "times": times, "log_path": str(log), "log": lines}
 
