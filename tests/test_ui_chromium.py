@@ -312,3 +312,23 @@ def test_nothing_recorded_runs_in_a_browser(tab: browser.Browser, tmp_path: Path
         assert tab.evaluate("document.title").endswith("· Lockstep")
         assert tab.evaluate("document.querySelectorAll('img, iframe, script:not([id])').length") == 1
         assert tab.said == []
+
+
+def test_report_of_long_unbroken_records_fits_a_phone(tab: browser.Browser, tmp_path: Path) -> None:
+    run = sample_run.build(tmp_path / "catalog")
+    sample_metrics.write(run, steps=30)
+    endless = "x" * 300
+    results = json.loads(run.results.read_text()) | dict.fromkeys(("tag", "dataset", "model"), endless)
+    results["evaluation"]["classes"] = [endless] * 10
+    sample_run.dump(run.results, results)
+    sample_run.dump(run.provenance, {endless: endless, "nested": {endless: [endless, {endless: endless}]}})
+    for step in ("train", endless):
+        events.append(run, "step_finished", step=step, status=endless, seconds=1.0)
+    events.append(run, "finished", status=endless, cause=endless, message=endless, rank=0)
+    for runs in ([run], [run, run]):
+        target = tmp_path / "r.html"
+        target.write_text(render_from_outside(runs))
+        for width in (390, 1200):
+            tab.open(target.as_uri(), width=width, height=800)
+            tab.wait("document.querySelector('.canvas')")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
