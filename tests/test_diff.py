@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -467,3 +468,60 @@ def test_the_invariant_reduction_has_the_same_bits_at_any_world_size(server, tmp
     )
     a, b = train(server, tmp_path, *words), train(server, tmp_path, *words, "distributed.world_size=3")
     assert compared(a, b)["training"]["verdict"] == compare.SAME
+
+
+def test_checkpoints_in_slices_are_compared_tensor_by_tensor_however_they_are_cut(tmp_path):
+    from lockstep.catalog.compare import tensors
+    from lockstep.engine import checkpoint as engine_checkpoint
+    from test_sharded_checkpoints import META, save_together, state
+
+    whole, slices = state(3)
+    runs = [Run(tmp_path / name) for name in ("whole", "sliced", "changed", "other-type")]
+    for run in runs:
+        run.checkpoints.mkdir(parents=True)
+    engine_checkpoint.save(runs[0].checkpoints, whole, META | {"step": 5})
+    save_together(runs[1].checkpoints, slices, META | {"step": 5})
+    name = next(
+        name for name, value in whole["model"].items() if value.is_floating_point() and value.numel() > 3
+    )
+    value = whole["model"][name].clone()
+    value.view(-1)[2] += 1
+    changed = whole | {"model": whole["model"] | {name: value}}
+    engine_checkpoint.save(runs[2].checkpoints, changed, META | {"step": 5})
+    half = whole | {"model": whole["model"] | {name: whole["model"][name].half()}}
+    engine_checkpoint.save(runs[3].checkpoints, half, META | {"step": 5})
+    ((same,), (other,), (unlike,)) = (tensors.common(runs[1], run) for run in (runs[0], runs[2], runs[3]))
+    assert same.same == ("model.safetensors", "optimizer.safetensors") and same.other == ()
+    assert other.other == ("model.safetensors",)
+    (found,) = tensors.apart(other.a, other.b, "model.safetensors")
+    assert (found.name, found.differing) == (name, 1) and found.largest == pytest.approx(1)
+    (found,) = tensors.apart(unlike.a, unlike.b, "model.safetensors")
+    assert "F16" in found.unlike and "in B" in found.unlike
+
+
+def test_every_parameter_that_can_change_a_number_is_known_to_the_causes():
+    from lockstep.catalog.compare import cause
+    from lockstep.sections import Distributed, Training
+
+    keys = [
+        f"{name}.{key}"
+        for name, section in (("training", Training), ("distributed", Distributed))
+        for key in section.model_fields
+    ]
+    for key in keys:
+        found = [kind for kind, pattern, _ in cause._PARAMETERS if re.fullmatch(pattern, key)]
+        inert = key.partition(".")[2] in cause.INERT
+        assert inert != bool(found), key
+        assert inert or found[0] != "unknown", key
+    kinds = [kind for kind, pattern, _ in cause._PARAMETERS if re.fullmatch(pattern, "training.new_option")]
+    assert kinds == ["unknown"]  # named, and not taken for nothing
+
+
+def test_micro_batches_are_the_cause_and_not_chance(server, tmp_path):
+    a, b = (
+        train(server, tmp_path, "training.precision=fp32", f"training.micro_batch_size={n}") for n in (3, 4)
+    )
+    found = compared(a, b)
+    assert found["training"]["verdict"] == "parted"
+    assert found["cause"]["kind"] == "arithmetic", found["cause"]
+    assert any("micro_batch_size" in each for each in found["cause"]["evidence"])

@@ -35,6 +35,8 @@ CLASSES = (
     "arithmetic",
     "unknown",
 )
+_HOW = ("micro_batch_size", "compile", "channels_last", "tf32", "activation_checkpointing")
+INERT = ("digest_every", "launcher", "start_method", "timeout_seconds")  # keys that change no number
 _PARAMETERS = (
     ("seed", r"seed", {INITIAL, SAMPLES, LOSS}),
     ("data", r"data(\..*)?|training\.global_batch_size", {INITIAL, SAMPLES, LOSS, RATE}),
@@ -43,7 +45,11 @@ _PARAMETERS = (
     ("optimizer parameters", r"training\.(learning_rate|schedule(\..*)?|epochs)", {RATE}),
     ("optimizer parameters", r"training\.max_grad_norm", {GRADIENT}),
     ("optimizer parameters", r"training\.optimizer(\..*)?", {WEIGHTS}),
-    ("arithmetic", r"distributed\.(world_size|strategy(\..*)?|threads_per_rank|backend)", MATHS),
+    ("optimizer parameters", r"training\.ema_decay", {WEIGHTS}),
+    ("arithmetic", r"distributed\.(world_size|strategy(\..*)?|threads_per_rank|backend|device)", MATHS),
+    ("arithmetic", rf"training\.({'|'.join(_HOW)})", MATHS),
+    # What none of these knows may do anything: it is never passed over.
+    ("unknown", rf"(training|distributed)\.(?!({'|'.join(INERT)})$).*", EVERYTHING),
 )
 _ENVIRONMENT = (
     ("code", r"packages\.lockstep", EVERYTHING),
@@ -102,7 +108,7 @@ def find(walk: Walk, first: Difference, inputs: Inputs) -> Cause:
     if inputs.repeats_differ:
         seen += inputs.repeats_differ
     if not candidates:
-        same = "parameters, code, packages, processor, threads and data are recorded as the same"
+        same = "what decides the numbers is recorded as the same: parameters, code, packages, processor, threads, data"
         elsewhere = [_words(each) for each in inputs.environment if each.key.startswith("machine.")]
         return Cause("non-determinism", [*seen, same], _shortened(elsewhere))
     if not fitting:

@@ -95,7 +95,7 @@ def _verdict(training: dict[str, Any]) -> Iterator[str]:
     if last["a"] != last["b"]:
         yield f"A went to step {last['a']}, B to step {last['b']}"
     if steps["last"] and not training["by_rank"]:
-        yield "The ranks share the work differently: only what is of all ranks together was compared"
+        yield "The ranks have other shares of the batches: only what is of all ranks together was compared"
 
 
 def difference_in_words(difference: dict[str, Any]) -> str:
@@ -141,6 +141,9 @@ def _sizes(training: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
         count = counted(apart["differing"], "tensor")
         yield f"at the checkpoint of step {apart['step']}, {count} of the {apart['part']}:"
         for each in apart["tensors"][:5]:
+            if each["unlike"]:
+                yield f"    {cell(each['name'], 60)}: {each['unlike']}"
+                continue
             ulps = f", up to {each['ulps']:,} ulps" if (each["ulps"] or MOST_ULPS + 1) <= MOST_ULPS else ""
             yield (
                 f"    {cell(each['name'], 60)}: {each['differing']:,} of {each['elements']:,} elements, by up to "
@@ -157,7 +160,7 @@ def _compared(training: dict[str, Any]) -> Iterator[str]:
     pairs = training["checkpoints"]
     if pairs:
         same = sum(not pair["other"] for pair in pairs)
-        yield f"checkpoints in common: {len(pairs)}, of which {same} have the same SHA-256"
+        yield f"checkpoints in common: {len(pairs)}, of which {same} hold the same bytes"
     if training["steps"]["last"] and "weights after the update" not in training["compared"]:
         yield "no fingerprints of weights in common: of the weights only checkpoints and losses tell"
 

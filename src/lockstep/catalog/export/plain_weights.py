@@ -115,6 +115,21 @@ def weights(checkpoint: Path, average: bool = False) -> dict[str, Whole]:
     return tensors
 
 
+def put_together(whole: Whole) -> bytes:
+    """All bytes of a tensor, in memory. Raises OSError, ValueError where a piece is not all there."""
+    import numpy
+
+    width = safetensors_file.BITS[whole.dtype] // 8
+    into = numpy.zeros((*whole.shape, width), numpy.uint8)
+    for piece in whole.pieces:
+        with open_plain(piece.file, 3) as file:
+            file.seek(piece.start)
+            content = file.read(math.prod(piece.size) * width)
+        block = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.size, strict=True))
+        into[block] = numpy.frombuffer(content, numpy.uint8).reshape(*piece.size, width)
+    return into.tobytes()
+
+
 def _aliases(checkpoint: Path) -> list[tuple[str, str]]:
     """Further names of weights that the model uses in several places, and the first, which has the average."""
     found = mapping(read_object(checkpoint / "state.json").get("aliases"))
