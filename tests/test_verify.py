@@ -608,6 +608,37 @@ def test_another_attempt_after_the_seal_of_a_run_that_succeeded_is_a_finding_and
     assert not any("byte for byte" in each for each in verification.verify(run).proven)
 
 
+@pytest.mark.parametrize("name", [".live/x", ".live.1/evil", "checkpoints/.tmp-y/z", ".tmp-y/z"])
+def test_what_no_seal_covers_is_a_finding_or_said_to_be_uncovered(folder, name):
+    path = folder.run.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    verdict = verification.verify(folder.run)
+    top = name.partition("/")[0] if not name.startswith("checkpoints") else "checkpoints/.tmp-y"
+    said = [str(each) for each in verdict.findings] + verdict.unproven
+    assert any(top in each for each in said), said
+
+
+def test_links_and_a_missing_input_are_findings_of_a_run_without_a_seal_as_well(folder, tmp_path):
+    run = folder.run
+    run.manifest.unlink()
+    rewrite(run.events, b"".join(history_lines(folder)[:-1]))
+    assert findings(run) == []
+    run.rank_log(0).unlink()
+    run.rank_log(0).symlink_to("/etc/hostname")
+    run.parameters.unlink()
+    shutil.rmtree(run.metrics)
+    run.metrics.symlink_to(tmp_path)
+    found = findings(run)
+    for words in (
+        "logs/rank-0.log is a symbolic link",
+        "metrics is a symbolic link",
+        "parameters.yaml is missing",
+    ):
+        assert any(each.startswith(words) for each in found), (words, found)
+    run.metrics.unlink()
+
+
 def test_what_follows_the_seal_and_is_no_attempt_is_a_finding(folder):
     events.append(folder.run, "warning", message="all is well")
     assert any("goes on after the seal" in each for each in findings(folder.run))

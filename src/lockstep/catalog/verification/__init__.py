@@ -103,6 +103,7 @@ def verify(
         verdict.findings += counts.findings(record, True)
         verdict.findings += checkpoints.model(record)
         verdict.findings += _odd_entries(run, state)
+        verdict.findings += [] if state.files else _without_a_seal(record)
     _outside(verdict, record, state, anchors, signers, must_be_signed)
     verdict.findings = list(dict.fromkeys(verdict.findings))
     _in_words(verdict, record, state)
@@ -136,6 +137,19 @@ def _odd_entries(run: Run, state: seal.State) -> list[Finding]:
         known = name in _USUAL_FOLDERS or left_by_a_death or not (state.files or "/" in name)
         if not inner and not files and not known:
             found.append(Finding(f"{name}/", "is an empty folder, which no run has: it was added"))
+    return found
+
+
+def _without_a_seal(record: Record) -> list[Finding]:
+    """What no run has, sealed or not: anything but plain files, and an attempt without its input."""
+    run, found = record.run, []
+    for name, status_of in walk(run.path, {".live"}):
+        if not stat.S_ISREG(status_of.st_mode) and not name.startswith(".live."):
+            kind = "a symbolic link" if stat.S_ISLNK(status_of.st_mode) else "no plain file"
+            found.append(Finding(name, f"is {kind}, which no run writes: it was put there"))
+    begun = any(event.get("event") == "step_started" for event in record.history)
+    if begun and not os.path.lexists(run.parameters):
+        found.append(Finding("parameters.yaml", "is missing, and the history tells of steps that read it"))
     return found
 
 
@@ -210,6 +224,8 @@ def _open_questions(verdict: Verdict, record: Record, state: seal.State) -> None
             "that nobody who may write to this folder changed files, seal and history together: there is no "
             f"anchor and no known signature. lockstep seal {verdict.run.run_id} --anchor (or --sign KEY) makes one"
         )
+    if state.files and (passed_over := _passed_over(record.run)):
+        unproven.append(f"what is in {', '.join(map(printable, passed_over))}: no seal covers it")
     parent = mapping(record.created.get("parent"))
     name = parent.get("run_id")
     if parent and not (isinstance(name, str) and "/" not in name and (record.run.catalog / name).is_dir()):
@@ -224,3 +240,11 @@ def _open_questions(verdict: Verdict, record: Record, state: seal.State) -> None
         unproven.append(
             f"who else writes to {names}: the same bytes have another name elsewhere (a hard link)"
         )
+
+
+def _passed_over(run: Run) -> list[str]:
+    """Folders of a run that is alive, and what a death left half-written: neither stands in a finished record."""
+    found = [path for path in run.path.iterdir() if path.name.split(".")[1:2] == ["live"]]
+    for place in ("", "data", "checkpoints", "metrics", "logs"):
+        found += (run.path / place).glob(f"{TEMPORARY}*")
+    return sorted(path.relative_to(run.path).as_posix() for path in found)
