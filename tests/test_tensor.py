@@ -97,6 +97,14 @@ def test_blocks_that_are_computed_again_draw_as_they_did(server, tmp_path, words
     assert bits(train(server, tmp_path, *words, "training.activation_checkpointing=true")) == bits(plain)
 
 
+@pytest.mark.parametrize("how", [(2, 1), pytest.param((4, 2), marks=pytest.mark.slow)])
+def test_layers_that_are_computed_again_draw_as_they_did_wherever_their_runs_begin(server, tmp_path, how):
+    words = (SIZES, "model.dropout=0.3", "training.epochs=1", "training.micro_batch_size=4", *grid(*how))
+    # Of five layers 1, 2 and 2 are computed again together, and 2, 2 and 1 are cut together.
+    plain = train(server, tmp_path, *words)
+    assert bits(train(server, tmp_path, *words, "training.activation_checkpointing=true")) == bits(plain)
+
+
 def test_each_micro_batch_draws_anew(server, tmp_path):
     words = (
         "model=own_models:telling",
@@ -170,29 +178,35 @@ def test_a_repeated_run_draws_alike_and_ends_in_the_same_bits(server, tmp_path):
     assert ends[0][1]["grad_norm"] == ends[1][1]["grad_norm"]
 
 
-def test_columns_draw_for_themselves_and_what_is_common_draws_alike():
-    seen: dict[int, list[list[float]]] = {}
-    for column in range(2):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5)
-        )
-        plan = {"1": Way("colwise"), "3": Way("rowwise")}
-        draws = Draws(
-            model, plan, lambda layer, column=column: torch.manual_seed(100 + 10 * column + int(layer))
-        )
-        masks: list[list[float]] = []
-        for part in model:
-            if isinstance(part, nn.Dropout):
-                part.register_forward_hook(
-                    lambda _, given, out, masks=masks: masks.append((out == 0).tolist())
-                )
-        torch.manual_seed(7)
-        draws.begin()
+def masks_of(column, calls=1):
+    """Where the dropouts before, between and behind two cut layers draw a 0, in one pass that calls them so often."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5)
+    )
+    draws = Draws(model, {"1": Way("colwise"), "3": Way("rowwise")}, column)
+    masks: list[list[float]] = []
+    for part in model:
+        if isinstance(part, nn.Dropout):
+            part.register_forward_hook(lambda _, given, out: masks.append((out == 0).tolist()))
+    torch.manual_seed(7)
+    draws.begin()
+    for _ in range(calls):
         model(torch.ones(2, 64))
-        seen[column] = masks
-    assert seen[0][0] == seen[1][0] and seen[0][2] == seen[1][2]
-    assert seen[0][1] != seen[1][1]
+    return masks
+
+
+def test_columns_draw_for_themselves_and_what_is_common_draws_alike():
+    first, second = masks_of(0), masks_of(1)
+    assert first[0] == second[0] and first[2] == second[2]
+    assert first[1] != second[1]
+
+
+def test_layers_that_a_pass_calls_twice_draw_anew():
+    first, second = masks_of(0, calls=2), masks_of(1, calls=2)
+    for number in range(3):
+        assert first[number] != first[number + 3] and second[number] != second[number + 3]
+    assert [first[number] == second[number] for number in range(6)] == [True, False, True] * 2
 
 
 def test_a_model_carries_its_plan():

@@ -4,47 +4,55 @@ Between a colwise and a rowwise layer each rank has columns of its own, and a dr
 places on all of them. Everywhere else the ranks hold the same values and must draw the same.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from lockstep.strategies._shares import key
 from lockstep.strategies._tensor_plan import Way
+
+LARGEST = 2**62  # of the numbers that a column's own stream is keyed by
 
 
 class Draws:
     """Two streams: that of the group of ranks, and this rank's own, taken up at colwise layers until a rowwise one.
 
-    The own one begins anew at each layer, by its name: a block whose activations were dropped draws the same when it
-    is computed again, whatever else was drawn meanwhile.
+    The own one is keyed by a number that the common one draws, so it is another for every micro-batch and every call
+    of a layer. Which stream is on, and what the common one goes on from, is told by the generator's own seed: where
+    activations were dropped, the generator is put back to where it stood, in the middle of either stream, and what is
+    computed again draws as it did.
     """
 
-    def __init__(self, module: nn.Module, plan: Mapping[str, Way], seed_own: Callable[[str], None]) -> None:
-        self._seed_own = seed_own
-        self._common: torch.Tensor | None = None  # the state of the common stream, while it is left
+    def __init__(self, module: nn.Module, plan: Mapping[str, Way], column: int) -> None:
+        self._column = column
+        self._left: dict[int, torch.Tensor] = {}  # by the seed of the own stream: the common one's state
         if not any(_draws(part) for part in module.modules()):
             return
         for name, way in plan.items():
             if way.kind == "colwise":
-                module.get_submodule(name).register_forward_hook(functools.partial(self._leave, name))
+                module.get_submodule(name).register_forward_hook(self._leave)
             elif way.kind == "rowwise":
                 module.get_submodule(name).register_forward_pre_hook(self._return)
 
     def begin(self) -> None:
-        """A new pass."""
-        self._common = None
+        """A new pass; nothing of the one before is computed again."""
+        self._return()
+        self._left.clear()
 
-    def _leave(self, layer: str, module: nn.Module, *_: Any) -> None:
-        if self._common is None and module.training:
-            self._common = torch.default_generator.get_state()
-            self._seed_own(layer)
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        generator = torch.default_generator
+        if module.training and generator.initial_seed() not in self._left:
+            number = int(torch.randint(LARGEST, ()))
+            own = key(number, "column", self._column)
+            self._left[own] = generator.get_state()
+            generator.manual_seed(own)
 
     def _return(self, *_: Any) -> None:
-        if self._common is not None:
-            torch.default_generator.set_state(self._common)
-            self._common = None
+        common = self._left.get(torch.default_generator.initial_seed())
+        if common is not None:
+            torch.default_generator.set_state(common)
 
 
 def _draws(part: nn.Module) -> bool:

@@ -29,7 +29,6 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
@@ -38,7 +37,7 @@ from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
-from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, key, open_transport
+from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, open_transport
 from lockstep.transports._sent import SentBytes
 
 
@@ -62,7 +61,6 @@ class Tensor(Strategy):
         self._root: FSDPModule | None = None
         self._parts: Parts | None = None
         self._draws: Draws | None = None
-        self._passes_begun = 0  # in this step
         self._numbers = Numbers(self.module, group.world_size)
         self._sent: SentBytes | None = None
         self._sent_before = 0
@@ -105,7 +103,7 @@ class Tensor(Strategy):
             else:
                 _style(way)._apply(module, mesh["tensor"])
         tie(module, ties)
-        self._draws = Draws(module, self.plan, self._seed_column)
+        self._draws = Draws(module, self.plan, self.column)
         if self.groups > 1:
             module = self._share_out(module, mesh["data"])
         self.module = self.model = module
@@ -141,24 +139,17 @@ class Tensor(Strategy):
         )
         return module
 
-    def _seed_column(self, layer: str) -> None:
-        where = ("group", self.row, "column", self.column, "pass", self._passes_begun, layer)
-        torch.default_generator.manual_seed(key(*self.draws, *where))
-
     def forward_backward(self, batch: Batch) -> Outcome:
         """Every rank of a group goes through the same samples, and draws alike but for its own columns."""
         self._sent_before = self._bytes()
         self.seed_draws("group", self.row)
-        self._passes_begun = 0
         return self.accumulate(batch)
 
     def one_pass(self, batch: Batch) -> Outcome:
-        """As ever; a block that is computed again is so to its end, where its own draws are left."""
+        """As ever."""
         assert self._draws is not None
-        self._passes_begun += 1
         self._draws.begin()
-        with set_checkpoint_early_stop(False):
-            return super().one_pass(batch)
+        return super().one_pass(batch)
 
     def accumulating(self) -> contextlib.AbstractContextManager[object]:
         """The groups hold their gradients until the last micro-batch."""
