@@ -294,3 +294,20 @@ class Tempered(nn.Module):
 
 def tempered(input_shape, num_classes):
     return Tempered(input_shape[0], num_classes)
+
+
+class Counting(nn.Module):
+    """Its outputs depend on how often it was called in training, which it counts in a buffer."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(inputs, outputs)
+        self.register_buffer("passes", torch.tensor(0))
+
+    def forward(self, x):
+        self.passes += self.training
+        return self.net(x) / (1 + self.passes)
+
+
+def counting(input_shape, num_classes):
+    return Counting(input_shape[0], num_classes)

@@ -124,6 +124,20 @@ def test_statistics_of_batches_are_judged_as_they_are_saved_and_resume_alike(ser
     assert evaluated["final"]["validation"]["loss"] == pytest.approx(losses[0], abs=1e-12)
 
 
+@pytest.mark.parametrize("strategy", ["allreduce", "local_sgd"])
+def test_counts_that_differ_between_ranks_are_those_of_the_checkpoint_for_all(server, tmp_path, strategy):
+    pieces = (
+        "training.global_batch_size=19",
+        "training.micro_batch_size=9",
+    )  # one pass of rank 0, two of rank 1
+    words = (*pieces, f"distributed.strategy={strategy}", "distributed.world_size=2", "checkpoint.keep=9")
+    whole = train(server, tmp_path, "model=own_models:counting", *words)
+    middle = min(whole.checkpoints.glob("step-*"))
+    rest = train(server, tmp_path, "model=own_models:counting", *words, start=middle)
+    assert bits(whole) == bits(rest)
+    assert results(whole)["epochs"][-1]["validation"] == results(rest)["epochs"][-1]["validation"]
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_sgd_takes_up_a_weight_whose_first_gradient_comes_later(server, tmp_path, momentum):
     words = ("model=own_models:uneven", f"training.optimizer={{name: sgd, momentum: {momentum}}}")

@@ -185,21 +185,27 @@ class Strategy:
     def share_buffers(self) -> None:
         """Rank 0's buffers for all, as those are the ones that are saved: what is judged is then what is saved.
 
-        Statistics of batches differ between ranks. Only numbers with a fraction are shared: all count alike.
+        Statistics of batches differ between ranks, and where their micro-batches do, so do counts of passes.
         """
         if self.group.world_size == 1:
             return
+        for buffer in self.buffers_of_rank_0():
+            kind = (
+                buffer.dtype if buffer.is_floating_point() else torch.int64
+            )  # which holds every smaller one
+            flat = buffer.reshape(-1).to(kind, copy=True)
+            if self.group.rank:
+                flat.zero_()
+            shared = self.total(flat).view_as(buffer).to(buffer.dtype)
+            if not torch.equal(shared, buffer):  # else it may be of memory that cannot be written to
+                buffer.copy_(shared)
+
+    def buffers_of_rank_0(self) -> Iterator[Tensor]:
+        """Those that are saved, but for complex ones, which do not travel."""
         for part in self.module.modules():
             for name, buffer in part.named_buffers(recurse=False):
-                if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
-                    flat = (
-                        buffer.reshape(-1).clone()
-                        if self.group.rank == 0
-                        else buffer.new_zeros(buffer.numel())
-                    )
-                    shared = self.total(flat).view_as(buffer)
-                    if not torch.equal(shared, buffer):  # else it may be of memory that cannot be written to
-                        buffer.copy_(shared)
+                if name not in part._non_persistent_buffers_set and not buffer.is_complex():
+                    yield buffer
 
     def describe(self) -> dict[str, Any]:
         """What it decided for itself, for the record."""

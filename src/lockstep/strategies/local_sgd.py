@@ -91,8 +91,9 @@ class LocalSgd(Strategy):
                 # Scalars count steps, of which every rank did as many.
                 value.copy_(mean if value.dim() else mean.round())
 
-    def share_buffers(self) -> None:
-        """They are averaged with the weights."""
+    def buffers_of_rank_0(self) -> Iterator[Tensor]:
+        """Counts; statistics are averaged with the weights."""
+        return (buffer for buffer in super().buffers_of_rank_0() if not buffer.is_floating_point())
 
     def _average(self) -> None:
         """The step of the outer optimizer; plain averaging is one of rate 1 without momentum."""
