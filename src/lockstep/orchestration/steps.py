@@ -138,7 +138,8 @@ def _watch(session: Session, watched: Watched, board: Board, tick: Callable[[], 
         raise
     finally:
         session.stoppable = False
-        tell_notes(session)
+        with contextlib.suppress(OSError):  # a full disk must not hide why the ranks ended
+            tell_notes(session)
 
 
 def tell_notes(session: Session) -> None:
