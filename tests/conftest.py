@@ -19,9 +19,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def server() -> Iterator["object"]:
     """The server that imports torch once; every rank of the tests that train in place is forked from it."""
-    from lockstep.launchers.client import Server
+    from lockstep.launchers import client
 
-    with Server() as started:
+    # What one training in ten would import in each of its processes; what a user's ranks import is looked at elsewhere.
+    client.RANK_MODULES += ("lockstep.strategies.fsdp", "torch.nested._internal.nested_tensor")
+    with client.Server() as started:
         started.prepare("forkserver", Path(__file__).parent)
         yield started
 

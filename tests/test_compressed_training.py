@@ -13,6 +13,7 @@ from lockstep.engine.batches import map_split
 from lockstep.errors import ParametersError, RunFailed
 from lockstep.files import read_json_lines
 from lockstep.orchestration import plan
+from marks import quick_are, slow
 from training import bits, final_state, results, train
 
 NAMES = plugins.names("compressors")
@@ -127,7 +128,7 @@ def test_the_ratio_is_that_of_the_bytes_counted_on_the_transport(
     assert plain / found >= ratio
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick_are(["topk", "powersgd"], NAMES))
 def test_the_same_compressed_run_twice_gives_the_same_bits_with_overlap_or_without(server, tmp_path, name):
     words = ("distributed.world_size=3", "training.precision=fp32")
     runs = [
@@ -137,7 +138,7 @@ def test_the_same_compressed_run_twice_gives_the_same_bits_with_overlap_or_witho
     assert bits(runs[0]) == bits(runs[1])
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp", "gloo"])
+@pytest.mark.parametrize("transport", ["shm", slow("tcp"), "gloo"])
 def test_the_transport_changes_no_bit_of_a_compressed_run(server, tmp_path, transport):
     words = ("distributed.world_size=2", strategy("int8", transport=transport), "training.epochs=1")
     assert bits(train(server, tmp_path, *words)) == bits(
@@ -145,7 +146,7 @@ def test_the_transport_changes_no_bit_of_a_compressed_run(server, tmp_path, tran
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick_are(["topk", "powersgd"], NAMES))
 def test_a_parameter_that_nobody_uses_stays_as_it_was(server, tmp_path, name):
     words = ("model=own_models:odd", "training.optimizer=adamw", "distributed.world_size=2")
     run = train(server, tmp_path, *words, strategy(name))
@@ -219,7 +220,9 @@ def test_a_sparse_compressor_under_adam_is_warned_of():
     assert not said[1]
 
 
-@pytest.mark.parametrize("compressor", ["int8", "topk", "powersgd", "{name: powersgd, warm_start: false}"])
+@pytest.mark.parametrize(
+    "compressor", ["int8", slow("topk"), "powersgd", slow("{name: powersgd, warm_start: false}")]
+)
 def test_a_step_that_overflows_in_fp16_leaves_nothing_over_and_training_goes_on(server, tmp_path, compressor):
     words = (
         "model=own_models:loud",

@@ -7,6 +7,7 @@ from lockstep.engine.evaluation import evaluate_run
 from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json, read_json_lines
 from lockstep.orchestration import combinations
+from marks import slow
 from training import bits, largest_difference, results, train
 
 NAMES = [name for name in plugins.names("strategies") if plugins.load("strategies", name).exact]
@@ -66,7 +67,7 @@ def test_every_transport_carries_every_exact_strategy(server, tmp_path, single, 
 
 
 @pytest.mark.parametrize("strategy", [*WHOLE, "{name: allreduce, reduction: invariant}"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", slow("sgd")])
 def test_weights_that_do_not_stand_row_by_row_in_memory_are_trained_alike(
     server, tmp_path, single, strategy, optimizer
 ):
@@ -75,8 +76,8 @@ def test_weights_that_do_not_stand_row_by_row_in_memory_are_trained_alike(
     assert largest_difference(run, single(*words)) < 1e-10
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "allreduce", "naive", "parameter_server"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("strategy", ["ddp", "allreduce", "naive", slow("parameter_server")])
+@pytest.mark.parametrize("optimizer", ["adam", slow("sgd")])
 def test_a_weight_that_only_some_ranks_use_in_a_step_is_given_their_gradient(
     server, tmp_path, strategy, optimizer
 ):
@@ -91,7 +92,8 @@ def test_a_weight_that_only_some_ranks_use_in_a_step_is_given_their_gradient(
 
 
 @pytest.mark.parametrize(
-    ("model", "looking", "size"), [("odd", "null", "null"), ("odd", "null", "3"), ("some", "true", "3")]
+    ("model", "looking", "size"),
+    [slow("odd", "null", "null"), ("odd", "null", "3"), slow("some", "true", "3")],
 )
 def test_ddp_trains_a_model_that_leaves_weights_unused_and_resumes_in_the_same_bits(
     server, tmp_path, single, model, looking, size
@@ -112,7 +114,7 @@ def test_ddp_says_what_to_set_where_a_weight_is_left_out_later_than_in_the_first
         train(server, tmp_path, *words)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "allreduce", "fsdp", "parameter_server"])
+@pytest.mark.parametrize("strategy", ["ddp", slow("allreduce"), "fsdp", slow("parameter_server")])
 def test_statistics_of_batches_are_judged_as_they_are_saved_and_resume_alike(server, tmp_path, strategy):
     words = ("model=own_models:normed", f"distributed.strategy={strategy}", "distributed.world_size=2")
     whole = train(server, tmp_path, *words, "checkpoint.keep=9")
@@ -161,7 +163,7 @@ def test_sparse_gradients_are_refused_in_words(server, tmp_path):
         train(server, tmp_path, *words, "distributed.world_size=1")
 
 
-@pytest.mark.parametrize("strategy", ["LabelledAllReduce", "LabelledInvariant", "LabelledNaive"])
+@pytest.mark.parametrize("strategy", ["LabelledAllReduce", slow("LabelledInvariant"), slow("LabelledNaive")])
 def test_messages_carry_the_step_that_the_metrics_do_also_after_a_resume(server, tmp_path, strategy):
     """What names a stalled rank's operation, bucket and step, and what a frame is compared with."""
     words = (

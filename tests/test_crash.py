@@ -17,15 +17,11 @@ from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
+from marks import slow
 from training import bits, train
 
 JOB = ("data=synthetic", "data.num_samples=3001", "data.input_size=32", "training.global_batch_size=64")
 LONG = (*JOB, "training.epochs=12", "checkpoint.every_steps=25")
-
-
-def slow(value):
-    """A case for `pytest -m slow`: the suite keeps one of each kind."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 def run_of(command, run_id):
@@ -53,7 +49,7 @@ def uninterrupted(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("ranks", [slow(2), 3, slow(4)])
+@pytest.mark.parametrize("ranks", [2, slow(3), slow(4)])
 def test_ctrl_c_then_resume_ends_in_the_same_bits(command, uninterrupted, ranks):
     process = command.start_and_wait_for_step("r", 100, *LONG, f"distributed.world_size={ranks}")
     began = time.monotonic()
@@ -76,7 +72,7 @@ def test_ctrl_c_then_resume_ends_in_the_same_bits(command, uninterrupted, ranks)
     assert verify_seal(run) == []
 
 
-@pytest.mark.parametrize("ranks", [slow(2), 3, slow(4)])
+@pytest.mark.parametrize("ranks", [2, slow(3), slow(4)])
 @pytest.mark.parametrize("victim", [slow("launcher"), "rank", slow("server")])
 def test_kill_9_at_a_random_moment_then_resume_ends_in_the_same_bits(command, uninterrupted, victim, ranks):
     step = random.randrange(2, 330)

@@ -6,6 +6,7 @@ import pytest
 
 from lockstep.errors import RunFailed
 from lockstep.files import read_json_lines
+from marks import slow
 from training import bits, largest_difference, results, train
 
 AWKWARD = ("model=sharded_models:awkward", "training.epochs=1")
@@ -80,7 +81,7 @@ def lines(run, rank):
 UNEVEN = ("training.global_batch_size=13", "training.epochs=2")  # 6 and 7 samples a rank, 2 in the last batch
 
 
-@pytest.mark.parametrize("size", [6, 1])
+@pytest.mark.parametrize("size", [slow(6), 1])
 def test_a_rank_with_fewer_micro_batches_than_others_goes_through_as_many_passes(server, tmp_path, size):
     words = (*UNEVEN, "distributed.timeout_seconds=20")
     alone = train(server, tmp_path, *words, *SINGLE)
@@ -105,7 +106,9 @@ def test_blocks_are_wrapped_one_by_one_and_tied_ones_left_to_the_root(reference,
     )
 
 
-@pytest.mark.parametrize(("ranks", "options"), [(2, {}), (4, {"sharding": "hybrid", "ranks_per_group": 2})])
+@pytest.mark.parametrize(
+    ("ranks", "options"), [slow(2, {}), (4, {"sharding": "hybrid", "ranks_per_group": 2})]
+)
 def test_the_ranks_fingerprints_add_up_to_the_whole_models_with_single_numbers_counted_once(
     reference, server, tmp_path, ranks, options
 ):

@@ -17,6 +17,7 @@ from lockstep.engine.evaluation import evaluate_run
 from lockstep.engine.features import open_splits
 from lockstep.engine.rank import make_module
 from lockstep.files import read_json_lines
+from marks import slow
 from training import bits, largest_difference, train
 
 # Every exact strategy, on the ranks that it can have. Two blocks of layers, so that a pipeline has what to cut.
@@ -117,7 +118,7 @@ def test_every_strategy_goes_on_from_every_other_at_every_world_size(server, tmp
     continues(server, tmp_path, trained, *pair)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, slow(3)])
 def test_sharded_training_that_is_taken_up_again_ends_in_the_same_bits(server, tmp_path, ranks):
     way = (f"distributed.strategy={FSDP}", f"distributed.world_size={ranks}", "training.precision=fp32")
     whole = train(server, tmp_path, *MODEL, *way)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from lockstep.files import read_json_lines
+from marks import slow
 from training import bits, final_state, largest_difference, results, train
 
 LOCAL = ("distributed.strategy=local_sgd", "training.digest_every=1")
 PLAIN_SGD = ("training.optimizer={name: sgd, momentum: 0.0}", "training.learning_rate=0.1")
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [slow(1), 2, 3, slow(4)])
 def test_sgd_without_momentum_that_averages_at_every_step_is_the_single_process(server, tmp_path, ranks):
     alone = train(server, tmp_path, *PLAIN_SGD, "distributed.strategy=single", "distributed.world_size=1")
     run = train(
@@ -47,7 +48,7 @@ def test_averaging_every_eight_steps_learns_digits(server, tmp_path, outer):
 
 
 @pytest.mark.parametrize("outer", ["average", "nesterov"])
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [slow(2), 3])
 def test_a_run_in_two_parts_is_the_run_in_one(server, tmp_path, outer, ranks):
     words = (*LOCAL, f"distributed.strategy.outer={outer}", f"distributed.world_size={ranks}")
     words = (*words, "distributed.strategy.every=5", "checkpoint.every_steps=6", "checkpoint.keep=9")

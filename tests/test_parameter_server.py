@@ -15,6 +15,7 @@ from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
+from marks import quick_are, slow
 from training import bits, largest_difference, results, train
 
 SERVER = ("distributed.strategy=parameter_server",)
@@ -28,7 +29,7 @@ def reference(server, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize(("ranks", "servers"), [(1, 1), (2, 3), (3, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "servers"), [slow(1, 1), (2, 3), slow(3, 1), (4, 2)])
 def test_the_synchronous_mode_is_the_single_process(server, tmp_path, reference, ranks, servers):
     run = train(
         server,
@@ -58,7 +59,7 @@ def test_clipping_sees_the_whole_gradient_though_no_server_does(server, tmp_path
     assert norms[0] == pytest.approx(norms[1], abs=1e-10)
 
 
-@pytest.mark.parametrize("mode", ["async", "ssp"])
+@pytest.mark.parametrize("mode", ["async", slow("ssp")])
 def test_without_waiting_for_all_it_learns_digits_and_shows_the_price(server, tmp_path, mode):
     run = train(
         server, tmp_path, "data=digits", "model.hidden_sizes=[64]", "training.precision=fp32",
@@ -103,7 +104,7 @@ def test_the_weights_are_spread_evenly_and_the_record_says_how(server, tmp_path)
     assert held == [each["bytes"] for each in results(run)["servers"]]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", quick_are(["ssp"], MODES))
 def test_its_checkpoint_goes_on_under_any_strategy_and_number_of_servers(server, tmp_path, mode):
     half = train(
         server, tmp_path, *SERVER, f"distributed.strategy.mode={mode}", "distributed.strategy.servers=2",
@@ -196,7 +197,7 @@ def killing(catalog, name, step):
     killer.join()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", quick_are(["sync"], MODES))
 def test_a_killed_server_is_restarted_from_the_last_checkpoint(server, tmp_path, mode):
     words = (*LONGER, f"distributed.strategy.mode={mode}", "distributed.strategy.servers=2")
     with killing(tmp_path / "disturbed", "server-1.jsonl", 110):

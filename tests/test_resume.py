@@ -12,6 +12,7 @@ from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
 from lockstep.files import read_json, read_json_lines
 from lockstep.linux import cores
+from marks import slow
 from training import bits, largest_difference, train
 
 JOB = ("data=synthetic", "data.num_samples=500", "data.input_size=16", "training.global_batch_size=32")
@@ -55,7 +56,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(server, tmp_path):
     assert bits(rest) == bits(whole)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1), (4, 2)])
+@pytest.mark.parametrize(("before", "after"), [slow(1, 2), (2, 3), (3, 1), slow(4, 2)])
 def test_a_checkpoint_forgets_by_how_many_ranks_it_was_made(server, tmp_path, before, after):
     whole = train(server, tmp_path, "training.epochs=2", f"distributed.world_size={before}")
     half = train(server, tmp_path, "training.epochs=1", f"distributed.world_size={before}")
@@ -134,6 +135,7 @@ def test_of_two_resumes_at_once_one_wins(command):
     assert verify_seal(run_of(command, "r")) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_when_it_is_passed_over_and_not_at_the_end(command):
     """The attempt may be killed, and the checkpoint be replaced by then."""
     words = (*JOB, "training.epochs=3000", "checkpoint.every_epochs=1000", "checkpoint.every_steps=null")

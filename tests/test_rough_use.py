@@ -22,6 +22,7 @@ from lockstep.errors import Interrupted
 from lockstep.files import read_json
 from lockstep.orchestration.display import Display
 from lockstep.orchestration.session import Session, active
+from marks import slow
 
 JOB = ("data=synthetic", "data.num_samples=400", "training.global_batch_size=32")
 
@@ -41,7 +42,7 @@ def killed(command):
     return run_of(command, "r")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [slow(signal.SIGTERM), slow(signal.SIGHUP)])
 def test_a_signal_to_the_whole_group_is_a_stop_in_order(command, number):
     process = command.start_and_wait_for_step("r", 20, *JOB, "training.epochs=3000")
     os.killpg(process.pid, number)  # as timeout(1), a batch system or a closed terminal sends it
@@ -61,11 +62,9 @@ def test_a_renamed_folder_can_be_resumed(command, killed):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "run_log.json",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("distributed.json", "data/data.json")),
-    ],
+    ["run_log.json", "distributed.json", "data/data.json"],
 )
+@pytest.mark.slow
 def test_a_damaged_file_of_the_pipeline_is_made_again(command, killed, name):
     (killed.path / name).write_text('{"run_id": "x", "files": {}}')
     command.run("--resume", "r")
@@ -83,6 +82,7 @@ def test_a_death_before_the_seal_is_made_good_by_resume(command):
     assert verify_seal(run) == []
 
 
+@pytest.mark.slow
 def test_a_closed_standard_output_does_not_end_the_training(command):
     words = [
         sys.executable,
@@ -111,6 +111,7 @@ def test_an_ascii_terminal_sees_every_line(command):
 OWN = """
 import numpy as np
 from lockstep.datasets import Source
+from marks import slow
 
 def table(seed, test_fraction, *, file: str = "rows.csv"):
     rows = np.loadtxt(file, delimiter=",", dtype=np.float32)
@@ -163,7 +164,7 @@ def test_a_folder_that_was_copied_while_running_is_its_own_run(command):
 
 def test_a_run_under_nohup_outlives_the_terminal(command):
     process = command.start(
-        "--run-id", "r", *JOB, "training.epochs=300",
+        "--run-id", "r", *JOB, "training.epochs=60",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )  # fmt: skip
     metrics = command.catalog / "r" / "metrics" / "rank-0.jsonl"
@@ -177,7 +178,7 @@ def test_a_run_under_nohup_outlives_the_terminal(command):
 def test_a_terminal_shows_progress_and_a_closing_table_however_narrow_it_is(command):
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    words = ["--catalog", str(command.catalog), "--run-id", "r", *JOB, "training.epochs=200"]
+    words = ["--catalog", str(command.catalog), "--run-id", "r", *JOB, "training.epochs=40"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "pipeline.py"), *words], cwd=ROOT, stdin=writer, stdout=writer, stderr=writer,
         env=os.environ | {"TERM": "xterm-256color"},
@@ -190,7 +191,7 @@ def test_a_terminal_shows_progress_and_a_closing_table_however_narrow_it_is(comm
     os.close(reader)
     assert process.wait(timeout=100) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode(errors="replace"))
-    assert re.search(r"[━╸╺] *.*epoch [0-9]+/200", text)  # a bar, and what it tells
+    assert re.search(r"[━╸╺] *.*epoch [0-9]+/40", text)  # a bar, and what it tells
     results = read_json(run_of(command, "r").results)
     accuracy = results["evaluation"]["final"]["test"]["accuracy"]
     assert f"{accuracy:.4f}" in text

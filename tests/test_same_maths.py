@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lockstep.engine.batches import Batches, map_split
 from lockstep.strategies.base import Shard, key
+from marks import slow
 from training import bits, final_state, largest_difference, results, train
 
 
@@ -19,7 +20,7 @@ def reference(server, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [slow(1), 2, 3, slow(4)])
 def test_ddp_equals_the_single_process_over_a_whole_run(server, tmp_path, reference, ranks):
     run = train(server, tmp_path, f"distributed.world_size={ranks}")
     assert largest_difference(run, reference) < 1e-10

@@ -14,6 +14,7 @@ from lockstep.parameters import Choice
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of
 from lockstep.strategies.tensor import _group_size
+from marks import slow
 from own_models import passes_told
 from training import bits, final_state, largest_difference, results, train
 
@@ -60,7 +61,7 @@ def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, 
         assert (sum(own.get(name, 0) for own in starts) - value) % 2**64 == 0, name
 
 
-@pytest.mark.parametrize(("ranks", "groups"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "groups"), [slow(2, 1), (4, 2)])
 def test_a_parameter_that_is_a_single_number_is_held_whole(server, tmp_path, ranks, groups):
     words = ("model=own_models:tempered", "training.epochs=2", "training.max_grad_norm=0.3")
     alone = train(server, tmp_path, *words, *SINGLE)

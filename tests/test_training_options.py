@@ -8,6 +8,7 @@ from torch import nn
 from lockstep.engine.activations import drop_activations
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
+from marks import slow
 from training import bits, largest_difference, results, train
 
 EXACT = [
@@ -29,7 +30,7 @@ def reference(server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", EXACT)
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [slow(1), 3])
 def test_micro_batches_change_no_maths_and_send_no_byte_more(server, tmp_path, reference, strategy, size):
     words = (strategy, "distributed.world_size=3")
     plain = train(server, tmp_path, *words)
@@ -48,7 +49,7 @@ def test_micro_batches_of_virtual_shards_give_the_same_bits_at_any_world_size(se
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("strategy", EXACT[:2])
+@pytest.mark.parametrize("strategy", [EXACT[0], slow(EXACT[1])])
 def test_a_run_in_micro_batches_resumes_in_the_same_bits(server, tmp_path, strategy):
     words = (strategy, "distributed.world_size=3", "training.precision=fp32", "training.micro_batch_size=2")
     words = (*words, "checkpoint.every_steps=7", "checkpoint.keep=9")
@@ -60,8 +61,10 @@ LEARNABLE = ("data=digits", "model.hidden_sizes=[64]", "training.epochs=6", "tra
              "training.global_batch_size=64")  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("strategy", EXACT[:2])
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [(EXACT[0], "bf16"), slow(EXACT[0], "fp16"), slow(EXACT[1], "bf16"), (EXACT[1], "fp16")],
+)
 def test_mixed_precision_learns_as_well_and_repeats_its_bits(server, tmp_path, precision, strategy):
     whole = train(server, tmp_path, *LEARNABLE, strategy, "training.precision=fp32")
     runs = [
@@ -101,7 +104,7 @@ def test_fp16_is_refused_where_nobody_could_agree_on_a_scale(server, tmp_path):
 DEEP = ("model.hidden_sizes=[16, 16, 16]", "training.precision=fp32", "training.digest_every=1")
 
 
-@pytest.mark.parametrize("strategy", [*EXACT[:2], "distributed.strategy=single"])
+@pytest.mark.parametrize("strategy", [slow(EXACT[0]), EXACT[1], slow("distributed.strategy=single")])
 def test_dropped_activations_are_computed_again_to_the_same_bits(server, tmp_path, strategy):
     words = (*DEEP, strategy, "model.dropout=0.2")
     words = (*words, "distributed.world_size=1") if strategy.endswith("single") else words
@@ -146,7 +149,7 @@ def test_a_compiled_model_is_the_same_maths(server, tmp_path, reference, strateg
     assert "compiled" in (run.logs / "rank-0.log").read_text()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "{name: sgd, momentum: 0.0}"])
+@pytest.mark.parametrize("optimizer", ["adam", slow("{name: sgd, momentum: 0.0}")])
 def test_the_average_of_the_weights_is_what_its_definition_says_and_survives_a_resume(
     server, tmp_path, optimizer
 ):

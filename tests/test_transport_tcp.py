@@ -211,6 +211,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_strangers_who_take_all_descriptors_do_not_make_a_rank_wait_for_ever(tmp_path: Path) -> None:
     words = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(tmp_path / "rendezvous")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:

@@ -33,7 +33,7 @@ class Git:
     folder: Path
     overrides: tuple[str, ...] = _NEVER
     environment: dict[str, str] = field(default_factory=dict)
-    seconds: float = CALL_SECONDS  # the longest that a call may take
+    seconds: float = field(default_factory=lambda: CALL_SECONDS)  # the longest that a call may take
 
     def __call__(self, *arguments: str, stdin: bytes = b"", limit: int = OUTPUT_BYTES) -> bytes:
         """The output of one call, cut after ``limit`` + 1 bytes. Raises GitError."""

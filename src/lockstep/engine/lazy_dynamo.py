@@ -1,9 +1,9 @@
 """Puts off importing torch._dynamo, which takes longer than the rest of torch, until something compiles.
 
 The first optimizer, the first process group and the first DDP wrapper of a process import torch._dynamo (4 s
-and 130 MB on one core) only to ask it four things whose answers are known while nothing is compiled. A module
-that gives those answers stands in its place; any other use of it, torch.compile first of all, brings in the
-real one at that moment. See docs/adr/0003-torch-dynamo-is-imported-when-used.md.
+and 130 MB on one core) only to ask it four things whose answers are known while nothing is compiled, and the first
+block whose activations are dropped a fifth. A module that gives those answers stands in its place; any other use of
+it, torch.compile first of all, brings in the real one at that moment. See docs/adr/0003-torch-dynamo-is-imported-when-used.md.
 """
 
 import importlib
@@ -28,10 +28,16 @@ class _Later(ModuleType):
         # Tools that walk sys.modules look for names such as __file__; only the search for submodules counts.
         if attribute.startswith("__") and attribute != "__path__":
             raise AttributeError(attribute)
+        return getattr(self._real(), attribute)
+
+    def __setattr__(self, attribute: str, value: object) -> None:
+        setattr(self._real(), attribute, value)  # a setting: whoever makes one means the real module
+
+    def _real(self) -> Any:
         real = _bring_in()
         for part in self.__name__.removeprefix(NAME).split(".")[1:]:
             real = getattr(real, part)
-        return getattr(real, attribute)
+        return real
 
 
 def _bring_in() -> Any:
@@ -58,6 +64,8 @@ def install() -> None:
         disable=_uncompiled,
         graph_break=lambda *_, **__: None,
         utils=_Later(f"{NAME}.utils", get_optimize_ddp_mode=lambda: "ddp_optimizer"),
+        # What torch.utils.checkpoint hands on to a trace of the second forward pass, where there is one.
+        config=_Later(f"{NAME}.config", error_on_nested_fx_trace=True),
         trace_rules=_Later(f"{NAME}.trace_rules", clear_lru_cache=lambda: None),
     )
     sys.modules[NAME] = stand_in
