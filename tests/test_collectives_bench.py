@@ -33,6 +33,7 @@ def test_what_cannot_be_measured_is_refused_at_once(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_bench_checks_results_and_sets_prediction_beside_measurement(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

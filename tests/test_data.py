@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from lockstep.datasets import Source, digits, synthetic
 from lockstep.errors import UsageError
@@ -14,6 +13,8 @@ from training import train
 
 
 def test_digits_are_scikit_learns_own(monkeypatch):
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     read = digits.digits(0, 0.2)
     assert np.array_equal(read.features.reshape(-1, 64) * 16, bunch.data)

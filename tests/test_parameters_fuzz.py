@@ -113,7 +113,7 @@ def test_any_override_is_taken_or_refused_in_words(arguments: list[str]) -> None
         p = parameters.read(None, arguments)
     except ParametersError as error:
         assert "command line" in str(error)
-        assert "pydantic" not in str(error).lower()
+        assert "pydantic" not in str(error).lower() or "pydantic" in str(arguments).lower()
         return
     assert parameters.from_value(p.to_value()) == p
 

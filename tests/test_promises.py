@@ -142,22 +142,31 @@ def test_trainings_side_by_side_never_collide(command):
         assert verify_seal(run) == []
 
 
-def test_bad_input_gives_one_message_and_writes_nothing(command, tmp_path):
-    for words in (
+@pytest.mark.parametrize(
+    "words",
+    [
         ("training.epoch=3",),
-        ("--parameters", str(tmp_path / "none.yaml")),
+        ("--parameters", "none/none.yaml"),
         ("--run-id", "../x"),
         ("--run-id", "A"),
         ("--resume", "nothing"),
         ("distributed.world_size=129",),
         ("--tag", "a\x1bb"),
         ("epochs",),
-    ):
-        output = command.run(*words, status=2)
-        assert output.startswith("error: "), output
-        assert len(output.strip().splitlines()) == 1, output
-        assert "\x1b" not in output
-        assert not command.catalog.exists()
+    ],
+)
+def test_bad_input_gives_one_message_and_writes_nothing(words, tmp_path, capsys):
+    assert cli.main(["run", "--catalog", str(tmp_path / "catalog"), *words]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and not said.out
+    assert len(said.err.strip().splitlines()) == 1
+    assert "\x1b" not in said.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_2(command):
+    assert command.run("training.epoch=3", status=2).startswith("error: ")
+    assert not command.catalog.exists()
 
 
 def test_a_reader_that_leaves_the_pipe_does_not_end_the_training(command):
@@ -203,6 +212,7 @@ def test_a_read_only_catalog_is_named(command):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_with_bytes_and_what_was_committed_stays_valid(command, tmp_path):
     command.catalog.mkdir()
     made = subprocess.run(

@@ -10,6 +10,7 @@ from conftest import wait_until
 from lockstep.catalog import events, status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
+from lockstep.cli import main
 from lockstep.files import read_json, read_json_lines
 from lockstep.linux import cores
 from marks import slow
@@ -106,6 +107,15 @@ def test_another_optimizer_starts_afresh_from_the_same_weights(server, tmp_path)
     assert "starts afresh" in (rest.logs / "rank-0.log").read_text()
 
 
+def test_a_run_that_is_held_by_a_process_is_not_resumed(server, tmp_path, capsys):
+    run = train(server, tmp_path, "training.epochs=1")
+    descriptor = status.hold(run)
+    assert main(["run", "--catalog", str(tmp_path), "--resume", run.run_id]) == 2
+    assert "is running" in capsys.readouterr().err
+    status.release(run, descriptor)
+
+
+@pytest.mark.slow
 def test_a_running_run_is_neither_resumed_nor_started_twice(command):
     process = command.start_and_wait_for_step("r", 5, *JOB, "training.epochs=3000")
     assert status.of(run_of(command, "r")).word == "running"

@@ -18,6 +18,7 @@ from conftest import ROOT, descendants, wait_until
 from lockstep.catalog import events, status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_seal
+from lockstep.cli import main
 from lockstep.errors import Interrupted
 from lockstep.files import read_json
 from lockstep.orchestration.display import Display
@@ -162,6 +163,7 @@ def test_a_folder_that_was_copied_while_running_is_its_own_run(command):
     process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_run_under_nohup_outlives_the_terminal(command):
     process = command.start(
         "--run-id", "r", *JOB, "training.epochs=60",
@@ -208,11 +210,8 @@ def test_a_signal_is_remembered_where_python_drops_what_is_raised(tmp_path):
 
 
 @pytest.mark.parametrize("words", [("--run-id", ""), ("--resume", ""), ("--catalog", __file__)])
-def test_names_that_are_none_are_refused(words, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "pipeline.py"), "--catalog", str(tmp_path), *words],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.count("\n") == 1 and ("allowed" in done.stderr or "cannot be used" in done.stderr)
+def test_names_that_are_none_are_refused(words, tmp_path, capsys):
+    assert main(["run", "--catalog", str(tmp_path), *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("allowed" in said or "cannot be used" in said)
     assert not list(tmp_path.iterdir())

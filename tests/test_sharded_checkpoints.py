@@ -277,7 +277,8 @@ for step in range(1, 100000):
 """
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_kill_9_of_any_rank_at_any_moment_leaves_only_whole_checkpoints(tmp_path, victim):
     (tmp_path / "c").mkdir()
     processes = [

@@ -63,7 +63,7 @@ LEARNABLE = ("data=digits", "model.hidden_sizes=[64]", "training.epochs=6", "tra
 
 @pytest.mark.parametrize(
     ("strategy", "precision"),
-    [(EXACT[0], "bf16"), slow(EXACT[0], "fp16"), slow(EXACT[1], "bf16"), (EXACT[1], "fp16")],
+    [(EXACT[0], "bf16"), slow(EXACT[0], "fp16"), slow(EXACT[1], "bf16"), slow(EXACT[1], "fp16")],
 )
 def test_mixed_precision_learns_as_well_and_repeats_its_bits(server, tmp_path, precision, strategy):
     whole = train(server, tmp_path, *LEARNABLE, strategy, "training.precision=fp32")

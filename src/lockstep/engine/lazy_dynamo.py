@@ -3,7 +3,8 @@
 The first optimizer, the first process group and the first DDP wrapper of a process import torch._dynamo (4 s
 and 130 MB on one core) only to ask it four things whose answers are known while nothing is compiled, and the first
 block whose activations are dropped a fifth. A module that gives those answers stands in its place; any other use of
-it, torch.compile first of all, brings in the real one at that moment. See docs/adr/0003-torch-dynamo-is-imported-when-used.md.
+it, torch.compile first of all, brings in the real one at that moment.
+See docs/adr/0003-torch-dynamo-is-imported-when-used.md.
 """
 
 import importlib

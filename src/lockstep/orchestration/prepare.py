@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from lockstep import __version__, plugins
 from lockstep.catalog import store
 from lockstep.catalog.run import Run
@@ -106,6 +104,8 @@ def _source_digest(function: object) -> str:
 
 
 def _write(run: Run, source: Source | Tokens | Pictures, data: Data, seed: int) -> dict[str, Any]:
+    from safetensors.numpy import save_file  # and with it numpy: not before there is something to write
+
     files = {}
     about = describe(source)
     parts = splits.tables(source, data.validation_fraction, data.test_fraction, seed)
