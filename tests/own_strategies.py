@@ -1,5 +1,9 @@
 """Strategies of a user's own, for tests: each checks after a step what its transport's messages said of it."""
 
+import os
+import signal
+import time
+
 from lockstep.strategies.allreduce import AllReduce
 from lockstep.strategies.naive import Naive
 
@@ -30,3 +34,16 @@ class LabelledNaive(Naive):
         norm = super().sync()
         check(self, len([*self.module.parameters()]) - 1)
         return norm
+
+
+class DiesBeforeItsLine(Naive):
+    """Rank 1 is gone a second after the others have all of its 8th step, and leaves no line of it."""
+
+    applied = 0
+
+    def apply(self):
+        super().apply()
+        self.applied += 1
+        if self.applied == 8 and self.group.rank == 1:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -141,6 +141,17 @@ def test_sigterm_stops_in_order_and_is_told_apart(command):
     assert (found.word, found.cause) == ("interrupted", "SIGTERM")
 
 
+def test_no_checkpoint_is_committed_that_is_ahead_of_the_metrics_of_any_rank(server, tmp_path):
+    with pytest.raises(RunFailed, match="rank 1 was killed by SIGKILL"):
+        train(
+            server, tmp_path, *JOB, "training.epochs=1", "checkpoint.every_steps=4", "distributed.world_size=2",
+            "distributed.strategy=own_strategies:DiesBeforeItsLine",
+        )  # fmt: skip
+    (run,) = [Run(path) for path in tmp_path.iterdir() if path.name.startswith("run-")]
+    assert [line["step"] for line in read_json_lines(run.metrics_file(1)) if line["kind"] == "step"][-1] == 7
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-00000004"]
+
+
 @pytest.fixture
 def faulty(server, tmp_path):
     """Train a model that misbehaves at its 30th forward pass on one rank; the error that says so, and the run."""

@@ -152,6 +152,13 @@ class Board:
             return None
         return steps[0], digests
 
+    def behind(self, step: int, epoch: int) -> int | None:
+        """The first rank that has not yet noted this many steps and epochs; None where all have."""
+        for rank in range(self.world_size):
+            if self.integer(rank, "step") < step or self.integer(rank, "epoch") < epoch:
+                return rank
+        return None
+
     def close(self) -> None:
         """Unmap. The views go first: an mmap cannot close while somebody looks at it."""
         for view in (self._integers, self._floats, self._whole):

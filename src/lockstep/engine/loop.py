@@ -1,48 +1,19 @@
 """The training loop of one rank. It knows no strategy by name: what they share out is behind the seam."""
 
 import math
-from dataclasses import dataclass, field
 from time import process_time
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lockstep.board import Board
-from lockstep.catalog.run import Run
-from lockstep.engine import checkpoint, sharded
-from lockstep.engine.batches import Batches
-from lockstep.engine.divergence import Watch
-from lockstep.engine.features import Features
+from lockstep.engine.job import Job
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
-from lockstep.engine.metrics import Metrics, fingerprint, fingerprints, gradient_fingerprints, rss_bytes
+from lockstep.engine.metrics import fingerprint, fingerprints, gradient_fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
+from lockstep.engine.saving import checkpoint_due, save
 from lockstep.errors import RunFailed
-from lockstep.parameters import Parameters
 from lockstep.strategies._memory import gradient_bytes, optimizer_bytes, parameter_bytes
 from lockstep.strategies.base import Batch, Outcome, Strategy, clock
-
-
-@dataclass
-class Job:
-    """Everything that the loop of one rank works with."""
-
-    run: Run
-    parameters: Parameters
-    strategy: Strategy
-    batches: Batches
-    validation: tuple[Features, Tensor]
-    board: Board
-    metrics: Metrics
-    watch: Watch
-    steps: int
-    rank: int
-    best: dict[str, Any] | None = None  # the checkpoint with the lowest validation loss
-    validated: dict[str, Any] | None = None  # the last epoch's validation
-    saved_step: int = -1
-    epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, samples
-    epoch_began: float = 0.0
-    held: dict[str, int] = field(default_factory=dict)  # bytes by kind, as of the first step that was applied
 
 
 def train(job: Job, step: int) -> int:
@@ -199,66 +170,3 @@ def end_epoch(job: Job, step: int) -> None:
     job.epoch_sums = [0.0, 0.0, 0.0]
     job.epoch_began = now
     job.board.write("epoch", epoch)
-
-
-def checkpoint_due(job: Job, step: int) -> bool:
-    """Whether the parameters ask for a checkpoint after this many updates."""
-    options = job.parameters.checkpoint
-    if options.every_steps:
-        return step % options.every_steps == 0
-    return bool(options.every_epochs) and step % (options.every_epochs * job.batches.steps_per_epoch) == 0  # type: ignore[operator]
-
-
-def save(job: Job, step: int) -> None:
-    """Rank 0 commits the state; the others go on and meet it in the next step's collective.
-
-    Where no rank has all of it, every rank writes its own slices, and they commit them together.
-    """
-    job.saved_step = step
-    if job.rank != 0 and not job.strategy.sharded:
-        return
-    job.board.enter("checkpoint")
-    folder = job.run.checkpoints
-    meta = about(job, step) if job.rank == 0 else {"step": step}
-    if job.strategy.sharded:
-        ranks = sharded.Ranks(job.rank, job.parameters.distributed.world_size, job.strategy.total)
-        sharded.save(folder, job.strategy.slices(), meta, ranks)
-    else:
-        checkpoint.save(folder, job.strategy.state(), meta)
-    if job.rank == 0:
-        checkpoint.prune(folder, job.parameters.checkpoint.keep, job.best["step"] if job.best else None)
-
-
-def about(job: Job, step: int) -> dict[str, Any]:
-    """A checkpoint's state.json: what is needed to go on, beside the tensors."""
-    training = job.parameters.training
-    validated = job.validated
-    # Only what is kept can be the best: a better epoch that left no checkpoint helps nobody.
-    if (
-        validated
-        and validated["step"] == step
-        and (job.best is None or validated["validation_loss"] < job.best["validation_loss"])
-    ):
-        job.best = validated
-    return {
-        "step": step,
-        "epochs_done": step // job.batches.steps_per_epoch,
-        "steps_per_epoch": job.batches.steps_per_epoch,
-        "global_batch_size": training.global_batch_size,
-        "best": job.best,
-        "optimizer": {"name": training.optimizer.name, "options": training.optimizer.options},
-        "scheduler": {
-            "name": training.schedule.name,
-            "options": training.schedule.options,
-            "learning_rate": learning_rate(training, max(step, 1), job.steps),
-        },
-        "precision": training.precision,
-        "loss_scale": job.strategy.passes.loss_scale.state(),
-        "aliases": job.strategy.aliases,
-        "seed": job.parameters.seed,
-        "made_by": {
-            "run_id": job.run.run_id,
-            "strategy": job.parameters.distributed.strategy.name,
-            "world_size": job.parameters.distributed.world_size,
-        },
-    }

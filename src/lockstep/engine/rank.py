@@ -25,7 +25,8 @@ from lockstep.engine.device import HOST, OnDevice, choose, exhaustion_in_words, 
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import open_splits
 from lockstep.engine.fitting import check_model, load_weights
-from lockstep.engine.loop import Job, train
+from lockstep.engine.job import Job
+from lockstep.engine.loop import train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import PRECISIONS, make_optimizer
 from lockstep.engine.restore import export, restore, say
@@ -176,9 +177,6 @@ def work(
 def note_start(job: Job, step: int, started: float, attempt: int) -> None:
     """Where this attempt begins, on the board and in the metrics."""
     board, index = job.board, job.rank
-    board.write("step", step)
-    board.write("start", step)
-    board.write("first_step", started)
     job.metrics.write(
         "start",
         attempt=attempt,
@@ -190,6 +188,10 @@ def note_start(job: Job, step: int, started: float, attempt: int) -> None:
         strategy=job.strategy.describe(),
         parameter_digests=fingerprints(job.strategy.fingerprinted()),
     )
+    board.write("epoch", step // job.batches.steps_per_epoch)
+    board.write("step", step)
+    board.write("start", step)
+    board.write("first_step", started)
 
 
 def build_model(

@@ -12,7 +12,7 @@ from lockstep.catalog.run import Run
 from lockstep.engine import caveats, checkpoint
 from lockstep.engine.checkpoint import Checkpoint, State
 from lockstep.engine.contents import Contents
-from lockstep.engine.loop import Job
+from lockstep.engine.job import Job
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.errors import RunFailed
 from lockstep.files import fsync_folder, temporary_beside, write_json
