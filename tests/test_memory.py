@@ -118,7 +118,7 @@ def test_what_cannot_fit_on_a_gpu_is_refused_by_that_gpus_memory_and_not_the_hos
     forecast.refuse_what_cannot_fit(found | {"available_bytes": 3400}, offloaded=True)
 
 
-@pytest.mark.parametrize("sharding", ["full_shard", slow("shard_grad_op")])
+@pytest.mark.parametrize("sharding", [slow("full_shard"), slow("shard_grad_op")])
 def test_what_fsdp_gathers_for_its_passes_is_foretold_beside_its_shares(server, tmp_path, sharding):
     """Told by the layers themselves: what of the weights stands whole, and what of the gradients."""
     layers, root = [12 * 32 + 32, 32 * 48 + 48, 48 * 16 + 16], 16 * 5 + 5

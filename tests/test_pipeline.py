@@ -22,6 +22,7 @@ from lockstep.orchestration import combinations
 from lockstep.strategies._pipeline_cut import cut, units
 from lockstep.strategies.base import Batch
 from lockstep.strategies.pipeline import Pipeline
+from marks import slow
 from own_models import passes_told
 from pipeline_ranks import alone, batch_of, difference, together, whole
 from training import bits, largest_difference, results, train
@@ -374,7 +375,7 @@ def test_draws_depend_on_the_part_of_the_model_and_not_on_the_ranks(server, tmp_
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble"])
+@pytest.mark.parametrize("schedule", [slow("1f1b"), "zero_bubble"])
 def test_layers_whose_activations_are_dropped_are_computed_again_to_the_same_bits(server, tmp_path, schedule):
     words = ("model=own_models:telling", "model.dropout=0.3", "training.epochs=1", "distributed.world_size=2")
     words = (*words, f"distributed.strategy={{name: pipeline, schedule: {schedule}, micro_batches: 2}}")

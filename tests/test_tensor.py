@@ -37,7 +37,7 @@ def reference(server, tmp_path_factory):
     return train(server, tmp_path_factory.mktemp("single"), SIZES, CLIPPED, AVERAGED, *SINGLE)
 
 
-@pytest.mark.parametrize(("ranks", "groups"), [(2, 1), pytest.param(4, 1, marks=pytest.mark.slow), (4, 2)])
+@pytest.mark.parametrize(("ranks", "groups"), [(2, 1), slow(4, 1), slow(4, 2)])
 def test_a_whole_run_is_that_of_the_single_process(server, tmp_path, reference, ranks, groups):
     pieces = "training.micro_batch_size=4" if groups > 1 else "training.micro_batch_size=null"
     run = train(server, tmp_path, SIZES, CLIPPED, AVERAGED, pieces, *grid(ranks, groups))
