@@ -592,6 +592,19 @@ def test_an_unsealed_run_proves_its_checkpoints_and_says_what_it_cannot_prove(fo
     assert any("has other bits of model tensor" in each for each in found)
 
 
+@pytest.mark.parametrize("name", ["parameters.yaml", "provenance.json"])
+def test_parameters_and_provenance_of_a_run_that_died_unsealed_are_vouched_for_by_its_history(folder, name):
+    shortened(folder.run, 2)
+    assert any(
+        "but its parameters, provenance, check" in each for each in verification.verify(folder.run).unproven
+    )
+    path = folder.run.path / name
+    rewrite(path, path.read_bytes().replace(b"0", b"1", 1))
+    assert f"{name} holds other bytes than those whose digest the history states" in findings(folder.run)
+    path.unlink()
+    assert any(each.startswith(f"{name} is missing or no plain file") for each in findings(folder.run))
+
+
 def test_a_seal_that_is_not_told_of_in_the_history_is_a_finding(folder):
     lines = history_lines(folder)
     rewrite(folder.run.events, b"".join(lines[:-1]))

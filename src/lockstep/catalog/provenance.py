@@ -55,8 +55,13 @@ def write(
         "uv_lock": _uv_lock(run, folder, attempt),
         **surroundings(),
     }
-    write_json(_name(run.provenance, attempt), record)
+    write_json(file_of(run, attempt), record)
     return record
+
+
+def file_of(run: Run, attempt: int) -> Path:
+    """Where the provenance of an attempt is."""
+    return _name(run.provenance, attempt)
 
 
 def surroundings() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lockstep.catalog import events, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
-from lockstep.files import read_json
+from lockstep.files import read_json, sha256_of
 from lockstep.orchestration import plan
 from lockstep.orchestration.session import STOPPING, Session, active
 
@@ -30,7 +30,8 @@ RUNNABLE_VARIABLES = (
 def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict[str, Any] | None) -> int:
     """Execute the pipeline in the run's folder, whose lock the caller holds; returns the exit status."""
     run = session.run
-    events.append(run, "started", attempt=session.attempt, process=status.process_identity())
+    process, given = status.process_identity(), sha256_of(run.parameters)
+    events.append(run, "started", attempt=session.attempt, process=process, parameters_sha256=given)
     recorder = threading.Thread(
         target=_record_provenance, args=(session, argv, parent), name="provenance", daemon=True
     )
@@ -74,9 +75,15 @@ def _explain(session: Session, error: Exception) -> None:
 
 
 def _record_provenance(session: Session, argv: Sequence[str], parent: dict[str, Any] | None) -> None:
-    """Runs beside start-up; a failure is told and does not stop the run."""
+    """Runs beside start-up; a failure is told and does not stop the run.
+
+    The history keeps the digest, so that the record of a run that dies unsealed is vouched for from here on.
+    """
+    run, number = session.run, session.attempt
     try:
-        provenance.write(session.run, argv, session.folder, parent=parent, attempt=session.attempt)
+        provenance.write(run, argv, session.folder, parent=parent, attempt=number)
+        path = provenance.file_of(run, number)
+        events.append(run, "described", attempt=number, file=path.name, sha256=sha256_of(path))
     except Exception as error:
         session.warn(f"provenance.json could not be written: {type(error).__name__}: {error}")
 

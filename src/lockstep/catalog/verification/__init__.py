@@ -192,19 +192,21 @@ def _in_words(verdict: Verdict, record: Record, state: seal.State) -> None:
     for sign in verdict.signatures:
         if sign.who and sign.current and not sign.bad:
             proven.append(f"{sign.who} signed this seal with key {sign.key}, dated {printable(sign.time)}")
-    _uncovered(verdict, state)
+    _uncovered(verdict, record, state)
     _open_questions(verdict, record, state)
 
 
-def _uncovered(verdict: Verdict, state: seal.State) -> None:
+def _uncovered(verdict: Verdict, record: Record, state: seal.State) -> None:
     """What no seal covers."""
     unproven = verdict.unproven
     if verdict.status == "running":
         unproven.append("everything but its history and checkpoints: the run is still running")
     elif not state.heads and not state.files:
+        known = {name.split(".")[0] for name in links.vouched_for(record)}  # parameters, provenance
         unproven.append(
-            "everything but its checkpoints and the order of its history, whose last line could be cut: the "
-            f"run is not sealed. lockstep seal {verdict.run.run_id} seals it as it stands"
+            f"everything but its {''.join(f'{name}, ' for name in sorted(known))}checkpoints and the order of its "
+            f"history, whose last line could be cut: the run is not sealed. lockstep seal {verdict.run.run_id} "
+            "seals it as it stands"
         )
     elif state.went_on:
         unproven.append(

@@ -19,6 +19,7 @@ _OBJECTS = (
     "run_log.json",
     "data/data.json",
 )
+_PROVENANCE = re.compile(r"provenance(\.attempt-\d{1,6})?\.json")
 Digest = Callable[[Path], str]
 SPLITS = ("train", "validation", "test")
 
@@ -31,11 +32,37 @@ def findings(record: Record, digest: Digest) -> Iterator[Finding]:
             yield Finding(name, "is no JSON object that can be read")
     if record.run.parameters.is_file() and not record.parameters:
         yield Finding("parameters.yaml", "is no YAML mapping that can be read")
+    yield from _vouched(record, digest)
     yield from _identity(record)
     yield from _origin(record, digest)
     yield from _code(record, digest)
     yield from _plan(record)
     yield from _data(record, digest)
+
+
+def vouched_for(record: Record) -> dict[str, str]:
+    """The digests that the history itself states: of the parameters, and of each attempt's provenance."""
+    found = {}
+    for event in record.history:
+        match event:
+            case {"event": "started", "parameters_sha256": str(digest)}:
+                found[record.run.parameters.name] = digest
+            case {"event": "described", "file": str(name), "sha256": str(digest)} if _PROVENANCE.fullmatch(
+                name
+            ):
+                found[name] = digest
+    return found
+
+
+def _vouched(record: Record, digest: Digest) -> Iterator[Finding]:
+    for name, stated in vouched_for(record).items():
+        try:
+            found = digest(record.run.path / name)
+        except OSError:
+            yield Finding(name, "is missing or no plain file, and the history states its digest")
+            continue
+        if found != stated:
+            yield Finding(name, "holds other bytes than those whose digest the history states")
 
 
 def _identity(record: Record) -> Iterator[Finding]:
@@ -64,9 +91,7 @@ def _identity(record: Record) -> Iterator[Finding]:
 
 
 def _provenances(run: Run) -> list[Path]:
-    return [
-        path for path in entries(run.path) if re.fullmatch(r"provenance(\.attempt-\d+)?\.json", path.name)
-    ]
+    return [path for path in entries(run.path) if _PROVENANCE.fullmatch(path.name)]
 
 
 def _origin(record: Record, digest: Digest) -> Iterator[Finding]:
