@@ -415,6 +415,21 @@ def test_two_trainings_with_other_rates_part_at_the_first_update(server, tmp_pat
     assert any("max_grad_norm" in each for each in found["cause"]["evidence"])
 
 
+def test_the_same_training_in_another_type_of_number_is_within_a_tolerance(server, tmp_path):
+    words = (
+        "training.digest_every=1",
+        "training.epochs=1",
+        "distributed.strategy=single",
+        "distributed.world_size=1",
+    )
+    runs = [train(server, tmp_path, *words, f"training.precision={each}") for each in ("fp64", "fp32")]
+    assert compared(*runs, tolerance=1e-2)["training"]["verdict"] == compare.WITHIN
+    found = compared(*runs, tolerance=1e-12)
+    assert found["training"]["verdict"] == compare.PARTED
+    assert found["training"]["beyond"]["quantity"] == "loss"
+    assert found["cause"]["kind"] == "precision"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "naive", "allreduce", "local_sgd", "parameter_server"])
 def test_gradients_are_fingerprinted_reduced_or_called_the_ranks_own(server, tmp_path, strategy):
@@ -488,7 +503,7 @@ def test_checkpoints_in_slices_are_compared_tensor_by_tensor_however_they_are_cu
     value.view(-1)[2] += 1
     changed = whole | {"model": whole["model"] | {name: value}}
     engine_checkpoint.save(runs[2].checkpoints, changed, META | {"step": 5})
-    half = whole | {"model": whole["model"] | {name: whole["model"][name].half()}}
+    half = whole | {"model": whole["model"] | {name: whole["model"][name].int()}}
     engine_checkpoint.save(runs[3].checkpoints, half, META | {"step": 5})
     ((same,), (other,), (unlike,)) = (tensors.common(runs[1], run) for run in (runs[0], runs[2], runs[3]))
     assert same.same == ("model.safetensors", "optimizer.safetensors") and same.other == ()
@@ -496,7 +511,7 @@ def test_checkpoints_in_slices_are_compared_tensor_by_tensor_however_they_are_cu
     (found,) = tensors.apart(other.a, other.b, "model.safetensors")
     assert (found.name, found.differing) == (name, 1) and found.largest == pytest.approx(1)
     (found,) = tensors.apart(unlike.a, unlike.b, "model.safetensors")
-    assert "F16" in found.unlike and "in B" in found.unlike
+    assert "I32" in found.unlike and "in B" in found.unlike
 
 
 def test_every_parameter_that_can_change_a_number_is_known_to_the_causes():

@@ -28,7 +28,8 @@ def compare(a: Run, b: Run, folders: list[Path], tolerance: float | None = None)
     left, right = metrics.read(a), metrics.read(b)
     single = any(values.get("training.precision") != "fp64" for values in before)
     same_layout = _layout(before[0]) == _layout(before[1])
-    walk = parting.walk(left, right, tolerance, single, same_layout)
+    same_type = len({values.get("training.precision") == "fp64" for values in before}) == 1
+    walk = parting.walk(left, right, tolerance, single, same_layout, same_type)
     pairs = tensors.common(a, b)
     results = found["metrics"] if left.last == right.last else []
     first, beyond = _with_checkpoints(walk, pairs, results, tolerance)

@@ -14,13 +14,19 @@ PARAMETERS = "parameter_digests"
 
 
 def walk(
-    a: Steps, b: Steps, tolerance: float | None = None, single: bool = True, same_layout: bool = True
+    a: Steps,
+    b: Steps,
+    tolerance: float | None = None,
+    single: bool = True,
+    same_layout: bool = True,
+    same_type: bool = True,
 ) -> Walk:
     """Compare every step that both have.
 
     ``single``: computed in fp32 or less, else in fp64. ``same_layout``: ranks of one number hold the same slices.
+    ``same_type``: both computed in fp64, or neither did.
     """
-    found = Walk(steps=sorted(a.lines.keys() & b.lines.keys()), same_layout=same_layout)
+    found = Walk(steps=sorted(a.lines.keys() & b.lines.keys()), same_layout=same_layout, same_type=same_type)
     found.rounding = 16 * (2.0**-23 if single else 2.0**-52)
     first = found.steps[0] if found.steps else 1
     _begin(found, a, b, first)
@@ -62,7 +68,8 @@ def _note(found: Walk, difference: Difference, tolerance: float | None) -> None:
         found.first = difference
     size = difference.relative
     if size is None:
-        if tolerance is not None and found.beyond is None and difference.quantity == SAMPLES:
+        others = difference.quantity == SAMPLES and found.same_type
+        if tolerance is not None and found.beyond is None and others:
             found.beyond = difference  # other samples are no matter of rounding
         return
     largest = found.largest.get(difference.quantity)

@@ -53,6 +53,7 @@ class Walk:
     compared: dict[str, int] = field(default_factory=dict)  # how many values of each quantity
     by_rank: bool = True  # false: the ranks share the work differently, so only what is common was compared
     same_layout: bool = True  # the ranks of both hold the same slices of the weights
+    same_type: bool = True  # of the numbers; else every fingerprint differs, and says nothing of the values
     rounding: float = 0.0  # a mean put together from ranks' means may differ by it for that alone
     last_same_weights: int | None = None  # before the first difference
     largest: dict[str, Difference] = field(default_factory=dict)

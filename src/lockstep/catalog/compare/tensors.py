@@ -155,6 +155,9 @@ def _opened(whole: Whole) -> Iterator[Read]:
 
 def _compare(name: str, a: Whole, b: Whole) -> Apart | None:
     """None where the bytes are the same."""
+    if a.dtype != b.dtype and a.shape == b.shape and {a.dtype, b.dtype} <= _FLOATS.keys():
+        with _opened(a) as one_read, _opened(b) as other_read:
+            return _compare_values(name, a, b, one_read, other_read)
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         shapes = ("x".join(map(str, each.shape)) or "a number" for each in (a, b))
         one, other = (f"{each.dtype} ({shape})" for each, shape in zip((a, b), shapes, strict=True))
@@ -196,6 +199,32 @@ def _compare_floats(name: str, tensor: Whole, one: Read, other: Read) -> Apart |
         return None
     return Apart(
         name, tensor.bytes // width, differing, largest, largest / scale if scale else 0.0, most_ulps
+    )
+
+
+def _compare_values(name: str, a: Whole, b: Whole, one: Read, other: Read) -> Apart | None:
+    """Floats of two types, by their values: there are no bits to count in. None where all values are the same."""
+    import numpy as np
+
+    elements = math.prod(a.shape)
+    kinds = [_FLOATS[each.dtype][0] for each in (a, b)]
+    differing, largest, scale = 0, 0.0, 0.0
+    for start in range(0, elements, CHUNK_ELEMENTS):
+        count = min(CHUNK_ELEMENTS, elements - start)
+        x, y = (
+            np.frombuffer(read(start * int(kind[1]), count * int(kind[1])), f"<{kind}").astype("f8")
+            for read, kind in zip((one, other), kinds, strict=True)
+        )
+        with np.errstate(all="ignore"):
+            scale = max(scale, float(np.nanmax(np.abs(x), initial=0)), float(np.nanmax(np.abs(y), initial=0)))
+            unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
+            gap = np.abs(x - y)[unequal]
+            differing += int(unequal.sum())
+            largest = max(largest, float(np.max(np.where(np.isnan(gap), np.inf, gap), initial=0)))
+    return (
+        Apart(name, elements, differing, largest, largest / scale if scale else 0.0, None)
+        if differing
+        else None
     )
 
 
