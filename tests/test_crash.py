@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import alive, descendants, rank_pids, wait_until
+from conftest import ROOT, alive, descendants, rank_pids, wait_until
+from lockstep import parameters
 from lockstep.catalog import status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_folder, verify_seal
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
 from marks import slow
-from training import bits, train
+from training import bits, run_of_parameters, train
 
 JOB = ("data=synthetic", "data.num_samples=3001", "data.input_size=32", "training.global_batch_size=64")
 LONG = (*JOB, "training.epochs=8", "checkpoint.every_steps=25")
@@ -33,17 +34,15 @@ def last_event(run, name):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """Bits of the run that nobody disturbed, by world size."""
-    from conftest import Command
-
+def uninterrupted(server, tmp_path_factory):
+    """Bits of the run that nobody disturbed, by world size; by the pipeline's own steps, without the command around."""
     known = {}
 
     def of(ranks):
         if ranks not in known:
-            command = Command(tmp_path_factory.mktemp("undisturbed"))
-            command.run("--run-id", "whole", *LONG, f"distributed.world_size={ranks}")
-            known[ranks] = bits(run_of(command, "whole"))
+            words = [*LONG, f"distributed.world_size={ranks}"]
+            wanted = parameters.read(ROOT / "parameters.yaml", words)
+            known[ranks] = bits(run_of_parameters(server, tmp_path_factory.mktemp("undisturbed"), wanted))
         return known[ranks]
 
     return of

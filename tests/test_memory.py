@@ -69,6 +69,7 @@ def test_what_the_passes_need_is_measured_and_falls_with_micro_batches_and_dropp
     assert passes("training.activation_checkpointing=true") < 0.8 * whole
 
 
+@pytest.mark.slow
 def test_fakes_and_tensors_measure_the_same(server, tmp_path, monkeypatch):
     run = train(server, tmp_path, *BIG)
     seen = {}

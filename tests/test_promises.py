@@ -169,6 +169,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(command):
     assert not command.catalog.exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_the_pipe_does_not_end_the_training(command):
     process = command.start("--run-id", "r", *JOB, "training.epochs=3")
     process.stdout.readline()

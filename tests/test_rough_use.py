@@ -180,7 +180,7 @@ def test_a_run_under_nohup_outlives_the_terminal(command):
 def test_a_terminal_shows_progress_and_a_closing_table_however_narrow_it_is(command):
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    words = ["--catalog", str(command.catalog), "--run-id", "r", *JOB, "training.epochs=40"]
+    words = ["--catalog", str(command.catalog), "--run-id", "r", *JOB, "training.epochs=20"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "pipeline.py"), *words], cwd=ROOT, stdin=writer, stdout=writer, stderr=writer,
         env=os.environ | {"TERM": "xterm-256color"},
@@ -193,7 +193,7 @@ def test_a_terminal_shows_progress_and_a_closing_table_however_narrow_it_is(comm
     os.close(reader)
     assert process.wait(timeout=100) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode(errors="replace"))
-    assert re.search(r"[━╸╺] *.*epoch [0-9]+/40", text)  # a bar, and what it tells
+    assert re.search(r"[━╸╺] *.*epoch [0-9]+/20", text)  # a bar, and what it tells
     results = read_json(run_of(command, "r").results)
     accuracy = results["evaluation"]["final"]["test"]["accuracy"]
     assert f"{accuracy:.4f}" in text

@@ -76,6 +76,7 @@ def test_groups_with_fewer_micro_batches_than_others_go_through_as_many_passes(s
     assert largest_difference(run, alone) < 1e-10
 
 
+@pytest.mark.slow
 def test_layers_that_are_the_same_weights_stay_so_where_they_are_cut_alike(server, tmp_path):
     words = ("model=own_models:tied", "training.epochs=1")
     alone = train(server, tmp_path, *words, *SINGLE)
