@@ -17,6 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import sample_run
+from lockstep.catalog import listing
+from lockstep.catalog.run import Run
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 STEP = {
@@ -103,6 +105,8 @@ def build(catalog: Path, runs: int) -> int:
         for name, text in files.items():
             (folder / name).write_text(text)
         size = sum(map(len, files.values()))
+        if number % 20:  # as a run does when it ends; one in twenty was killed
+            listing.note(Run(folder))
     shutil.rmtree(template.path)
     return size
 

@@ -223,6 +223,36 @@ def cached(catalog, monkeypatch):
     return catalog
 
 
+def test_runs_that_noted_themselves_when_they_ended_are_not_opened_by_the_first_listing(
+    catalog, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -3600.0)
+    wanted = fresh(catalog, tmp_path)
+    for run_id in ("good", "fair", "lost"):
+        listing.note(Run(catalog / run_id))
+    with (catalog / ".index-runs.new").open("ab") as file:
+        file.write(b'\xff torn\n[1, 2]\n{"a": [')  # lines that are none, the last one cut short
+    opened = []
+    monkeypatch.setattr(listing, "facts_of", lambda run: opened.append(run) or pytest.fail("opened"))
+    assert told(catalog) == wanted
+    monkeypatch.undo()
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -3600.0)
+    monkeypatch.setattr(index, "WORTH_WRITING", 1)
+    assert told(catalog) == wanted  # and the cache takes the notes in
+    assert not [*catalog.glob(".index-*.new")] and (catalog / ".index-runs").exists()
+    _finish(catalog)  # what goes on after its note is read anew
+    assert told(catalog) == fresh(catalog, tmp_path) != wanted
+
+
+def test_notes_that_cannot_be_written_or_read_change_nothing(catalog, tmp_path):
+    wanted = fresh(catalog, tmp_path)
+    os.mkfifo(catalog / ".index-runs.new")
+    (catalog / ".index-parameters.new").symlink_to(tmp_path / "victim")
+    listing.note(Run(catalog / "good"))
+    assert told(catalog) == wanted
+    assert not (tmp_path / "victim").exists()
+
+
 def fresh(catalog, tmp_path):
     """The rows as the folders alone tell them."""
     copy = tmp_path / "copy"

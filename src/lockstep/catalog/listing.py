@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lockstep import linux
-from lockstep.catalog import events, status
+from lockstep.catalog import events, index, run_parameters, status
 from lockstep.catalog.index import Index
 from lockstep.catalog.report.history import told_by
 from lockstep.catalog.report.values import at, moment, number, whole
@@ -66,14 +66,20 @@ def rows(catalog: Path) -> list[dict[str, Any]]:
     """A row for every run, newest first. Damaged records leave gaps (None), and never an error."""
     now = time.time()
     catalog = catalog.resolve()
-    index = Index(catalog, "runs", now, _good)
+    cache = Index(catalog, "runs", now, _good)
     found = []
     for run_id in run_ids(catalog):
         run = Run(catalog / run_id)
-        found.append(_row(run, partial(_cached, index, run), now))
-    index.close()
+        found.append(_row(run, partial(_cached, cache, run), now))
+    cache.close()
     found.sort(key=lambda row: (row["created"] or "", row["run_id"]), reverse=True)
     return found
+
+
+def note(run: Run) -> None:
+    """Leave what lists read of a run that has just ended where they look first: its facts, and its parameters."""
+    index.note(run.catalog, "runs", run.run_id, files_of(run), list(facts_of(run)))
+    run_parameters.note(run)
 
 
 def files_of(run: Run) -> tuple[str, ...]:
@@ -127,8 +133,8 @@ def duration(seconds: float | None, state: status.Status, now: float) -> float |
     return max(seconds or 0.0, now - started) if state.word == "running" and started else seconds
 
 
-def _cached(index: Index, run: Run) -> Facts:
-    return Facts(*index.get(run.run_id, files_of(run), lambda: list(facts_of(run))))
+def _cached(cache: Index, run: Run) -> Facts:
+    return Facts(*cache.get(run.run_id, files_of(run), lambda: list(facts_of(run))))
 
 
 def _row(run: Run, read: Callable[[], Facts], now: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lockstep.catalog import index
 from lockstep.catalog.index import Index
 from lockstep.catalog.run import Run
 from lockstep.errors import ParametersError
@@ -20,13 +21,18 @@ LARGEST_BYTES = 1_000_000
 def of_runs(catalog: Path, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The flat parameters of each run; empty for one whose file is missing or damaged."""
     catalog = catalog.resolve()
-    index = Index(catalog, "parameters", time.time(), lambda value: type(value) is dict)
+    cache = Index(catalog, "parameters", time.time(), lambda value: type(value) is dict)
     found = {}
     for run_id in run_ids:
         run = Run(catalog / run_id)
-        found[run_id] = index.get(run_id, (str(run.parameters),), lambda run=run: flat(nested(run)))  # type: ignore[misc]
-    index.close()
+        found[run_id] = cache.get(run_id, (str(run.parameters),), lambda run=run: flat(nested(run)))  # type: ignore[misc]
+    cache.close()
     return found
+
+
+def note(run: Run) -> None:
+    """Leave the parameters of a run that has just ended where the next filter looks first."""
+    index.note(run.catalog, "parameters", run.run_id, (str(run.parameters),), flat(nested(run)))
 
 
 def nested(run: Run) -> dict[str, Any]:

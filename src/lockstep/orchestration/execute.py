@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import events, provenance, seal, status
+from lockstep.catalog import events, listing, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, sha256_of
 from lockstep.orchestration import plan
@@ -95,6 +95,7 @@ def _finish(session: Session, ending: dict[str, Any]) -> None:
         seal.seal(session.run)
     except (OSError, LockstepError) as error:
         session.display.warn(f"the record could not be sealed: {error}. What was written before stays valid")
+    listing.note(session.run)
 
 
 @contextlib.contextmanager
