@@ -16,6 +16,23 @@ ROOT = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    "crash",
+    "promises",
+    "main_job",
+    "tensor",
+    "allreduce",
+    "parameter_server",
+    "tutorial",
+    "rough_use",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator["object"]:
     """The server that imports torch once; every rank of the tests that train in place is forked from it."""
