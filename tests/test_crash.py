@@ -140,6 +140,25 @@ def test_sigterm_stops_in_order_and_is_told_apart(command):
     assert (found.word, found.cause) == ("interrupted", "SIGTERM")
 
 
+@pytest.mark.slow
+def test_kill_9_of_the_launcher_takes_spawned_ranks_with_it_while_they_import_torch(command):
+    process = command.start(
+        "--run-id", "r", *JOB, "distributed.start_method=spawn", "distributed.world_size=2"
+    )
+
+    def spawned():
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(process.pid)}
+        return [pid for pid, line in lines.items() if alive(pid) and b"spawn_main" in line.read_bytes()]
+
+    wait_until(lambda: len(spawned()) >= 2)
+    below = descendants(process.pid)
+    time.sleep(0.3)  # into the import, which takes seconds
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+    time.sleep(0.5)
+    assert not [pid for pid in below if alive(pid)]
+
+
 def test_no_checkpoint_is_committed_that_is_ahead_of_the_metrics_of_any_rank(server, tmp_path):
     with pytest.raises(RunFailed, match="rank 1 was killed by SIGKILL"):
         train(

@@ -99,6 +99,8 @@ def run_group(orders: Orders, order: dict[str, Any]) -> None:
     target: Callable[..., None] = getattr(importlib.import_module(module), name)
     # Forking is safe here, as in multiprocessing's own forkserver: this process has no other threads.
     method = "fork" if order["method"] == "forkserver" else "spawn"
+    if method == "spawn":
+        tie_spawned_processes()
     if method == "fork":
         for name in order["modules"]:  # once here, and not in each of the processes
             importlib.import_module(name)
@@ -123,6 +125,24 @@ def run_group(orders: Orders, order: dict[str, Any]) -> None:
                 code = processes[index].exitcode
                 send(channel, event="exit", group=number, index=index, code=code, time=time.monotonic())
     send(channel, event="all_ended", group=number)
+
+
+def tie_spawned_processes() -> None:
+    """Have spawned processes die with this one from their first line on, and not only once they have imported torch."""
+    from multiprocessing import spawn
+
+    original = spawn.get_command_line
+
+    def tied(**options: Any) -> list[str]:
+        command = original(**options)
+        place = command.index("-c") + 1
+        command[place] = (
+            f"from lockstep.linux import die_with_parent; die_with_parent({os.getpid()}); {command[place]}"
+        )
+        return command
+
+    if original.__name__ != tied.__name__:
+        spawn.get_command_line = tied
 
 
 if __name__ == "__main__":
