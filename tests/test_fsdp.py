@@ -81,7 +81,7 @@ def lines(run, rank):
 UNEVEN = ("training.global_batch_size=13", "training.epochs=2")  # 6 and 7 samples a rank, 2 in the last batch
 
 
-@pytest.mark.parametrize("size", [slow(6), 1])
+@pytest.mark.parametrize("size", [slow(6), slow(1)])
 def test_a_rank_with_fewer_micro_batches_than_others_goes_through_as_many_passes(server, tmp_path, size):
     words = (*UNEVEN, "distributed.timeout_seconds=20")
     alone = train(server, tmp_path, *words, *SINGLE)

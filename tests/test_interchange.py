@@ -118,7 +118,7 @@ def test_every_strategy_goes_on_from_every_other_at_every_world_size(server, tmp
     continues(server, tmp_path, trained, *pair)
 
 
-@pytest.mark.parametrize("ranks", [2, slow(3)])
+@pytest.mark.parametrize("ranks", [slow(2), slow(3)])
 def test_sharded_training_that_is_taken_up_again_ends_in_the_same_bits(server, tmp_path, ranks):
     way = (f"distributed.strategy={FSDP}", f"distributed.world_size={ranks}", "training.precision=fp32")
     whole = train(server, tmp_path, *MODEL, *way)

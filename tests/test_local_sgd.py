@@ -36,7 +36,7 @@ def test_an_outer_step_of_rate_one_without_momentum_is_the_average(server, tmp_p
 DIGITS = ("data=digits", "model.hidden_sizes=[64]", "training.precision=fp32", "training.epochs=15")
 
 
-@pytest.mark.parametrize("outer", ["average", "nesterov"])
+@pytest.mark.parametrize("outer", ["average", slow("nesterov")])
 def test_averaging_every_eight_steps_learns_digits(server, tmp_path, outer):
     run = train(
         server, tmp_path, *DIGITS, "training.global_batch_size=64", "training.learning_rate=0.003",
@@ -47,7 +47,7 @@ def test_averaging_every_eight_steps_learns_digits(server, tmp_path, outer):
     assert {line["step"] % 8 for line in lines if line["wire_bytes"]} == {0}  # silent in between
 
 
-@pytest.mark.parametrize("outer", ["average", "nesterov"])
+@pytest.mark.parametrize("outer", [slow("average"), "nesterov"])
 @pytest.mark.parametrize("ranks", [slow(2), 3])
 def test_a_run_in_two_parts_is_the_run_in_one(server, tmp_path, outer, ranks):
     words = (*LOCAL, f"distributed.strategy.outer={outer}", f"distributed.world_size={ranks}")

@@ -21,7 +21,7 @@ WHOLE = ["single", "ddp", "allreduce", "naive", "local_sgd", "parameter_server"]
 @pytest.mark.parametrize(
     ("strategy", "optimizer"),
     [
-        *((strategy, "adam") for strategy in WHOLE),
+        *((strategy, "adam") if strategy == "ddp" else slow(strategy, "adam") for strategy in WHOLE),
         *((strategy, "adam") for strategy in ("fsdp", "tensor", "pipeline")),
         ("ddp", "{name: sgd, momentum: 0.9}"),
         ("ddp", "{name: sgd, momentum: 0.0}"),

@@ -197,7 +197,7 @@ def killing(catalog, name, step):
     killer.join()
 
 
-@pytest.mark.parametrize("mode", quick_are(["sync"], MODES))
+@pytest.mark.parametrize("mode", [slow(mode) for mode in MODES])
 def test_a_killed_server_is_restarted_from_the_last_checkpoint(server, tmp_path, mode):
     words = (*LONGER, f"distributed.strategy.mode={mode}", "distributed.strategy.servers=2")
     with killing(tmp_path / "disturbed", "server-1.jsonl", 110):

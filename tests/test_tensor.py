@@ -91,6 +91,7 @@ def test_layers_that_are_the_same_weights_stay_so_where_they_are_cut_alike(serve
         train(server, tmp_path, *words, "model.plan=apart", *grid(2, 1))
 
 
+@pytest.mark.slow
 def test_blocks_that_are_computed_again_draw_as_they_did(server, tmp_path, words_file):
     data = f"data={{name: text, path: {words_file}, context_length: 16}}"
     model = "model={name: gpt, dim: 16, depth: 2, heads: 4, dropout: 0.3}"
