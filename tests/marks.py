@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 
-def slow(*values: Any, id: str | None = None) -> Any:
+def slow(*values: Any) -> Any:
     """One case for `pytest -m slow`."""
-    return pytest.param(*values, marks=pytest.mark.slow, id=id)
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def quick_are(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:

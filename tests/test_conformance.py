@@ -1,5 +1,7 @@
 """Every strategy and every transport that stand in their folders, held against the single process in fp64."""
 
+import itertools
+
 import pytest
 
 from lockstep import parameters, plugins
@@ -7,7 +9,7 @@ from lockstep.engine.evaluation import evaluate_run
 from lockstep.errors import RunFailed, UsageError
 from lockstep.files import read_json, read_json_lines
 from lockstep.orchestration import combinations
-from marks import slow
+from marks import quick_are, slow
 from training import bits, largest_difference, results, train
 
 NOT_EXACT = ["local_sgd"]  # by a list, since asking them would import all of torch before the first test
@@ -17,12 +19,6 @@ TRANSPORTS = [name for name in plugins.names("transports") if name != "queue"]  
 CARRIED = [name for name in SHARED if "transport" in plugins.schema("strategies", name)]
 DEEP = ("model.hidden_sizes=[24, 24, 24, 24]", "training.epochs=2")
 WHOLE = ["ddp", "allreduce", "naive", "parameter_server", "fsdp"]  # for models that are no sequence of parts
-
-
-def slow_but(quick, *values):
-    return pytest.param(
-        *values, marks=[] if values in quick else [pytest.mark.slow], id="-".join(map(str, values))
-    )
 
 
 def test_all_strategies_are_held_against_it_but_those_that_say_they_are_not_exact():
@@ -46,7 +42,7 @@ def single(server, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
-    [slow_but([(name, 3) for name in SHARED], name, ranks) for name in SHARED for ranks in (1, 2, 3, 4)],
+    quick_are([(name, 3) for name in SHARED], itertools.product(SHARED, (1, 2, 3, 4))),
 )
 def test_every_exact_strategy_is_the_single_process_at_any_world_size(
     server, tmp_path, single, strategy, ranks
@@ -57,12 +53,10 @@ def test_every_exact_strategy_is_the_single_process_at_any_world_size(
 
 @pytest.mark.parametrize(
     ("strategy", "transport", "ranks"),
-    [
-        slow_but([("naive", "tcp", 2), ("parameter_server", "shm", 2)], name, transport, ranks)
-        for name in CARRIED
-        for transport in TRANSPORTS
-        for ranks in (1, 2, 3, 4)
-    ],
+    quick_are(
+        [("naive", "tcp", 2), ("parameter_server", "shm", 2)],
+        itertools.product(CARRIED, TRANSPORTS, (1, 2, 3, 4)),
+    ),
 )
 def test_every_transport_carries_every_exact_strategy(server, tmp_path, single, strategy, transport, ranks):
     words = (

@@ -238,6 +238,20 @@ def test_a_full_disk_is_named_with_bytes_and_what_was_committed_stays_valid(comm
 
 
 @pytest.mark.slow
+def test_a_setting_of_dynamo_that_is_made_before_it_is_there_is_kept():
+    code = (
+        "import sys, torch\n"
+        "from lockstep.engine import lazy_dynamo\n"
+        "lazy_dynamo.install()\n"
+        "torch._dynamo.config.suppress_errors = True\n"
+        "assert 'torch._dynamo.eval_frame' in sys.modules\n"
+        "import torch._dynamo.config as real\n"
+        "assert real.suppress_errors is True and torch._dynamo.config is real\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=110)
+
+
+@pytest.mark.slow
 def test_torch_compile_still_works_where_dynamo_was_put_off():
     code = (
         "import torch\n"
@@ -247,6 +261,8 @@ def test_torch_compile_still_works_where_dynamo_was_put_off():
         "optimizer = torch.optim.Adam(net.parameters())\n"
         "net(torch.ones(1, 3)).sum().backward(); optimizer.step()\n"
         "import sys\n"
+        "from torch.utils.checkpoint import checkpoint\n"
+        "checkpoint(net, torch.ones(1, 3), use_reentrant=False).sum().backward()\n"
         "assert 'torch._dynamo.eval_frame' not in sys.modules\n"
         "compiled = torch.compile(net, backend='eager')\n"
         "assert torch.equal(compiled(torch.ones(1, 3)), net(torch.ones(1, 3)))\n"

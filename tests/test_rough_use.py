@@ -112,7 +112,6 @@ def test_an_ascii_terminal_sees_every_line(command):
 OWN = """
 import numpy as np
 from lockstep.datasets import Source
-from marks import slow
 
 def table(seed, test_fraction, *, file: str = "rows.csv"):
     rows = np.loadtxt(file, delimiter=",", dtype=np.float32)

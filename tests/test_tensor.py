@@ -252,9 +252,8 @@ def test_the_plan_says_how_many_samples_go_through_each_rank():
 
 
 def test_what_cannot_be_cut_is_refused_in_words():
-    from lockstep.strategies.tensor import (
-        _group_size,
-    )  # which imports the compiler: not before the first test
+    # Not before the first test: it imports the compiler.
+    from lockstep.strategies.tensor import _group_size
 
     with pytest.raises(
         RunFailed, match=r"Sequential without a plan.*mlp .*vit and gpt.*attribute tensor_plan"

@@ -27,14 +27,13 @@ def save(job: Job, step: int) -> None:
     if job.rank != 0 and not job.strategy.sharded:
         return
     job.board.enter("checkpoint")
-    if not job.strategy.sharded:  # whose ranks meet before they commit
-        wait_for_lines(job, step)
     folder = job.run.checkpoints
     meta = about(job, step) if job.rank == 0 else {"step": step}
     if job.strategy.sharded:
         ranks = sharded.Ranks(job.rank, job.parameters.distributed.world_size, job.strategy.total)
         sharded.save(folder, job.strategy.slices(), meta, ranks)
-    else:
+    else:  # the ranks of a sharded one meet before they commit; here only rank 0 comes
+        wait_for_lines(job, step)
         checkpoint.save(folder, job.strategy.state(), meta)
     if job.rank == 0:
         checkpoint.prune(folder, job.parameters.checkpoint.keep, job.best["step"] if job.best else None)

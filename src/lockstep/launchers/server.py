@@ -82,6 +82,8 @@ def serve(channel: socket.socket) -> None:
     if order["method"] == "forkserver":
         for name in (*FOR_FORKED_RANKS, *order["modules"]):
             importlib.import_module(name)
+    else:
+        tie_spawned_processes()
     gc.freeze()  # and the ranks need not look again at what they share with this process
     gc.enable()
     send(channel, event="ready", seconds=time.monotonic() - began)
@@ -99,8 +101,6 @@ def run_group(orders: Orders, order: dict[str, Any]) -> None:
     target: Callable[..., None] = getattr(importlib.import_module(module), name)
     # Forking is safe here, as in multiprocessing's own forkserver: this process has no other threads.
     method = "fork" if order["method"] == "forkserver" else "spawn"
-    if method == "spawn":
-        tie_spawned_processes()
     if method == "fork":
         for name in order["modules"]:  # once here, and not in each of the processes
             importlib.import_module(name)
@@ -141,8 +141,7 @@ def tie_spawned_processes() -> None:
         )
         return command
 
-    if original.__name__ != tied.__name__:
-        spawn.get_command_line = tied
+    spawn.get_command_line = tied
 
 
 if __name__ == "__main__":
