@@ -24,7 +24,13 @@ def run(schedule: Schedule, transport: Transport, buffer: Tensor, reduce: Reduce
     A round's receives are taken in in the order that the schedule lists, so the result does not depend on
     timing. Empty chunks are not sent: both sides know which they are.
     Raises TransportError. Where the transport has an all-reduce of its own, the ``direct`` algorithm is that.
+    A buffer of a GPU is reduced in the host's memory, which is all that a transport reaches, and copied back.
     """
+    if buffer.device.type != "cpu":
+        here = buffer.cpu()
+        run(schedule, transport, here, reduce)
+        buffer.copy_(here)
+        return
     assert buffer.dim() == 1 and buffer.is_contiguous(), "a flat, contiguous buffer"
     assert (schedule.rank, schedule.world_size) == (transport.rank, transport.size), "another rank's schedule"
     operation = f"{schedule.collective} {schedule.algorithm}"

@@ -12,8 +12,6 @@ from lockstep.files import read_json
 from lockstep.linux import cores, gpus
 from lockstep.parameters import Choice, Parameters
 
-ON_GPUS = ("single", "ddp", "fsdp")
-
 
 def make(run: Run, parameters: Parameters) -> dict[str, Any]:
     """The content of distributed.json. RunFailed where the data cannot carry the plan."""
@@ -62,20 +60,14 @@ def per_rank_batch(batch: int, ranks: int, strategy: Choice) -> list[int]:
 
 
 def device(parameters: Parameters) -> str:
-    """cpu or cuda, for all ranks. RunFailed where there are not as many GPUs as ranks, or nothing to do with them."""
+    """cpu or cuda, for all ranks. RunFailed where cuda was asked for and there are fewer GPUs than ranks."""
     options, found = parameters.distributed, gpus()
     if options.device == "cpu":
         return "cpu"
-    able = options.strategy.name in ON_GPUS or ":" in options.strategy.name
-    if found >= options.world_size and able:
+    if found >= options.world_size:
         return "cuda"
     if options.device == "auto":
         return "cpu"
-    if not able:
-        raise RunFailed(
-            f"distributed.device is cuda, but {options.strategy.name} moves bytes between processors; allowed with "
-            f"it: cpu, auto; on GPUs: {', '.join(ON_GPUS)}"
-        )
     raise RunFailed(
         f"distributed.device is cuda with {options.world_size} ranks, one GPU each, and {found} GPUs are to be seen "
         "here (CUDA_VISIBLE_DEVICES counts); allowed: fewer ranks, or device: cpu or auto"

@@ -24,7 +24,7 @@ Gradients = dict[str, Tensor | None]  # by the parameter's name
 
 
 class Servers:
-    """All servers, as one worker asks them. ``weights`` is (elements,): what they answer with is received there."""
+    """All servers, as one worker asks them. ``weights`` is (elements,): what they answer with comes there."""
 
     def __init__(self, transport: Transport, workers: int, slices: list[Slice], weights: Tensor) -> None:
         self.transport, self.workers = transport, workers
@@ -110,7 +110,10 @@ class Servers:
 
     def _receive(self, into: Tensor, own: Slice, operation: str, step: int) -> None:
         self.transport.label = Label(operation, own.server, step)
-        self.transport.recv(into, self.workers + own.server).wait()
+        room = into if into.device.type == "cpu" else torch.empty_like(into, device="cpu")
+        self.transport.recv(room, self.workers + own.server).wait()
+        if room is not into:
+            into.copy_(room)
 
 
 def _wait(sent: list[Pending]) -> None:

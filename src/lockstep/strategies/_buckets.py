@@ -15,7 +15,7 @@ from lockstep.transports.base import Label, Transport
 
 @dataclass
 class Bucket:
-    """Parameters of one type, and their gradients side by side in ``flat``.
+    """Parameters of one type, and their gradients side by side in ``flat``, in the host's memory.
 
     ``flat`` is (elements + parameters,): behind the gradients stands a one for each parameter that had a
     gradient. Summed over the ranks, it tells a parameter that nobody used, which must keep no gradient (a zero
@@ -67,7 +67,8 @@ class Bucket:
         """Each parameter's gradient is its part of the bucket, unless no rank had one."""
         counts = self.used.tolist()
         for parameter, view, count in zip(self.parameters, self.views, counts, strict=True):
-            parameter.grad = view if count else None
+            # Memory shared with the bucket, or a copy for a GPU.
+            parameter.grad = view.to(parameter.device) if count else None
         self.ready.clear()
 
 
@@ -86,7 +87,8 @@ def cut(parameters: list[nn.Parameter], bucket_bytes: int) -> list[Bucket]:
 
 def _bucket(number: int, parameters: list[nn.Parameter]) -> Bucket:
     elements = sum(parameter.numel() for parameter in parameters)
-    flat = torch.zeros(elements + len(parameters), dtype=parameters[0].dtype)
+    on_gpu = parameters[0].is_cuda  # which copies from and to pinned memory twice as fast
+    flat = torch.zeros(elements + len(parameters), dtype=parameters[0].dtype, pin_memory=on_gpu)
     views, start = [], 0
     for parameter in parameters:
         views.append(laid_out(flat[start : start + parameter.numel()], parameter))

@@ -87,6 +87,24 @@ class Passes:
         if precision == "fp16":
             self.loss_scale.switch_on()
 
+    @property
+    def generator(self) -> torch.Generator:
+        """What random draws of the forward pass come from: the default one of the device."""
+        on_gpu = self.device == "cuda"
+        return (
+            torch.cuda.default_generators[torch.cuda.current_device()] if on_gpu else torch.default_generator
+        )
+
+    def seed(self, number: int) -> None:
+        """Draw as ever after this number; also on the host, where a model may draw although it is on a GPU."""
+        torch.default_generator.manual_seed(number)
+        if self.device == "cuda":
+            torch.cuda.manual_seed(number)
+
+    def finish(self) -> None:
+        """Wait until the device has done what it was asked for, so that a clock tells the truth."""
+        torch.get_device_module(self.device).synchronize()
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around the forward pass."""
         return torch.autocast(self.device, self.dtype) if self.dtype else contextlib.nullcontext()

@@ -28,10 +28,12 @@ def _seconds(unit: Unit, given: Tensor, passes: Passes) -> float:
     value = given.detach().clone()
     if value.is_floating_point():
         value.requires_grad_()
+    passes.finish()
     began = clock()
     with passes.autocast():
         output = unit(value)
     output.backward(torch.ones_like(output))  # type: ignore[no-untyped-call]
+    passes.finish()
     seconds = clock() - began
     for part in unit.parts:
         part.zero_grad(set_to_none=True)

@@ -1,11 +1,9 @@
 """Carries out a pipeline schedule: the rows that are proven and drawn, on tensors, over any transport.
 
 A rank does the actions of its row one after another. What it needs from another rank it receives when it needs it,
-what another rank needs it sends at once. Messages of one rank to another arrive in the order in which they were
-sent, and that order is known to both, because both have all rows: a message that comes before its turn is kept.
+what another rank needs it sends at once (`_pipeline_mail`).
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,17 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lockstep.collectives.pipeline import Action, Schedule
+from lockstep.collectives.pipeline import Schedule
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import runs
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies._passes import Passes
 from lockstep.strategies._pipeline_backward import Backward, Pass
 from lockstep.strategies._pipeline_cut import Unit
+from lockstep.strategies._pipeline_mail import Mail
 from lockstep.strategies.base import Batch, Outcome, Shard, clock
-from lockstep.transports.base import Label, Pending, Transport
-
-Key = tuple[str, int, int]  # "F": a stage's output, "I": the gradient of its input; stage, micro-batch
+from lockstep.transports.base import Transport
 
 
 @dataclass(frozen=True)
@@ -35,69 +32,6 @@ class Boundary:
 
 
 _NOTHING = torch.empty(0)
-
-
-class Mail:
-    """The messages of one pass through a schedule."""
-
-    def __init__(
-        self, schedule: Schedule, transport: Transport, step: int, make: Callable[[str, int, int], Tensor]
-    ) -> None:
-        self._transport, self._step, self._make = transport, step, make
-        self._placement = schedule.placement
-        self._count = schedule.micro_batches
-        self._here: dict[Key, Tensor] = {}
-        self._sending: list[Pending] = []
-        self._coming: dict[int, deque[Key]] = {
-            rank: deque(self._sent_here(row))
-            for rank, row in enumerate(schedule.rows)
-            if rank != transport.rank
-        }
-
-    def _reader(self, key: Key) -> int | None:
-        kind, stage, _ = key
-        stage += 1 if kind == "F" else -1
-        return self._placement[stage] if 0 <= stage < len(self._placement) else None
-
-    def _sent_here(self, row: Sequence[Action]) -> list[Key]:
-        keys = [_product(action) for action in row if action.kind != "W"]
-        return [key for key in keys if self._reader(key) == self._transport.rank]
-
-    def _label(self, key: Key) -> int:
-        name = "activation" if key[0] == "F" else "input gradient"
-        self._transport.label = Label(f"pipeline {name}", key[1], self._step)
-        return key[2]
-
-    def send(self, key: Key, tensor: Tensor) -> None:
-        """To the rank that needs it next; nothing where none does."""
-        reader = self._reader(key)
-        if reader == self._transport.rank:
-            self._here[key] = tensor
-        elif reader is not None:
-            tag = self._label(key)
-            self._sending.append(self._transport.send(tensor.contiguous(), reader, tag))
-
-    def take(self, key: Key) -> Tensor:
-        """What was sent under this key; waits for it."""
-        if key not in self._here:
-            source = self._placement[key[1]]
-            coming = self._coming[source]
-            while key not in self._here:
-                first = coming.popleft()
-                buffer = self._make(*first)
-                tag = self._label(first)
-                self._transport.recv(buffer, source, tag).wait()
-                self._here[first] = buffer
-        return self._here.pop(key)
-
-    def finish(self) -> None:
-        """Return when everything is sent."""
-        for pending in self._sending:
-            pending.wait()
-
-
-def _product(action: Action) -> Key:
-    return ("F" if action.kind == "F" else "I"), action.stage, action.micro_batch
 
 
 class Runner:
@@ -133,7 +67,7 @@ class Runner:
         count = min(micro_batches, rows)
         pieces = [Shard(number, number + 1, count).rows(rows) for number in range(count)]
         schedule = self.schedule_for(count)
-        mail = Mail(schedule, self.transport, step, self._room(pieces))
+        mail = Mail(schedule, self.transport, step, self._room(pieces), batch.features.device)
         made: dict[tuple[int, int], Pass] = {}
         seen = Outcome(0.0, 0.0)
         self.busy_seconds = 0.0
@@ -148,18 +82,18 @@ class Runner:
                 )
                 began = clock()
                 made[place], output = self._forward(*place, given, batch, piece, scale, seen)
-                self.busy_seconds += clock() - began
+                self.busy_seconds += self._since(began)
                 mail.send(("F", *place), output)
                 continue
             if action.kind == "W":
                 began = clock()
                 backward.of_weights(made.pop(place))
-                self.busy_seconds += clock() - began
+                self.busy_seconds += self._since(began)
                 continue
             gradient = None if action.stage == self.last else mail.take(("I", action.stage + 1, place[1]))
             began = clock()
             (backward.whole if action.kind == "B" else backward.of_input)(made[place], gradient)
-            self.busy_seconds += clock() - began
+            self.busy_seconds += self._since(began)
             if action.stage > 0:
                 mail.send(("I", *place), made[place].input_gradient)
             made[place].given = made[place].result = _NOTHING
@@ -167,6 +101,11 @@ class Runner:
                 del made[place]
         mail.finish()
         return Outcome(seen.loss / batch.samples if batch.samples else 0.0, seen.correct)
+
+    def _since(self, began: float) -> float:
+        """Seconds until the device has done what it was asked for: the next message waits for that anyway."""
+        self.passes.finish()
+        return clock() - began
 
     def _forward(
         self, stage: int, number: int, given: Tensor, batch: Batch, piece: slice, scale: float, seen: Outcome
@@ -209,7 +148,7 @@ class Runner:
         count = min(micro_batches, rows)
         pieces = [Shard(number, number + 1, count).rows(rows) for number in range(count)]
         schedule = forward_only(self.schedule_for(count))
-        mail = Mail(schedule, self.transport, step, self._room(pieces))
+        mail = Mail(schedule, self.transport, step, self._room(pieces), features.device)
         logits: dict[int, Tensor] = {}
         for action in schedule.rows[self.transport.rank]:
             stage, number = action.stage, action.micro_batch
@@ -271,7 +210,7 @@ def boundaries(
 
 def sum_among(ranks: Sequence[int], transport: Transport, parameter: Tensor) -> None:
     """Sum a parameter's gradient over some ranks, in their order, so that all get the same bits."""
-    own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+    own = (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).cpu().contiguous()
     others = [rank for rank in ranks if rank != transport.rank]
     sends = [transport.send(own, rank) for rank in others]
     parts = {rank: torch.empty_like(own) for rank in others}
@@ -283,4 +222,4 @@ def sum_among(ranks: Sequence[int], transport: Transport, parameter: Tensor) -> 
     total = parts[ranks[0]].clone()
     for rank in ranks[1:]:
         total += parts[rank]
-    parameter.grad = total
+    parameter.grad = total.to(parameter.device)

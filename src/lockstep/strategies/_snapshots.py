@@ -40,7 +40,7 @@ class Snapshots:
 
     def take(self, stage: Stage, name: str, gradient: Tensor) -> None:
         """Note one gradient as it is by now; what was noted of it before was a part of it."""
-        values = gradient.detach().contiguous()
+        values = gradient.detach().contiguous().cpu()
         gradient_of = stage, self.shard, name
         self._lines.pop(gradient_of, None)  # so that it stands where it was finished
         self._lines[gradient_of] = {

@@ -25,8 +25,10 @@ class Draws:
     computed again draws as it did.
     """
 
-    def __init__(self, module: nn.Module, plan: Mapping[str, Way], column: int) -> None:
-        self._column = column
+    def __init__(
+        self, module: nn.Module, plan: Mapping[str, Way], column: int, generator: torch.Generator
+    ) -> None:
+        self._column, self._generator = column, generator  # the device's, which layers draw from
         self._left: dict[int, torch.Tensor] = {}  # by the seed of the own stream: the common one's state
         if not any(_draws(part) for part in module.modules()):
             return
@@ -42,17 +44,17 @@ class Draws:
         self._left.clear()
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        generator = torch.default_generator
+        generator = self._generator
         if module.training and generator.initial_seed() not in self._left:
-            number = int(torch.randint(LARGEST, ()))
+            number = int(torch.randint(LARGEST, (), generator=generator, device=generator.device))
             own = key(number, "column", self._column)
             self._left[own] = generator.get_state()
             generator.manual_seed(own)
 
     def _return(self, *_: Any) -> None:
-        common = self._left.get(torch.default_generator.initial_seed())
+        common = self._left.get(self._generator.initial_seed())
         if common is not None:
-            torch.default_generator.set_state(common)
+            self._generator.set_state(common)
 
 
 def _draws(part: nn.Module) -> bool:

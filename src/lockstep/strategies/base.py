@@ -126,10 +126,7 @@ class Strategy:
 
     def seed_draws(self, kind: str, number: int) -> None:
         """No generator state is saved: what the forward pass draws depends on (seed, step, who) alone."""
-        seed = key(*self.draws, kind, number)
-        torch.default_generator.manual_seed(seed)
-        if self.passes.device == "cuda":
-            torch.cuda.manual_seed(seed)
+        self.passes.seed(key(*self.draws, kind, number))
 
     def one_pass(self, batch: Batch) -> Outcome:
         """Forward and backward of some rows."""

@@ -113,17 +113,17 @@ class LocalSgd(Strategy):
         return moved.add(momentum, alpha=self.outer_momentum).mul_(self.outer_learning_rate)
 
     def _summed(self, tensors: list[Tensor], operation: str) -> list[Tensor]:
-        """The sums over all ranks; those of one type travel together."""
+        """The sums over all ranks; those of one type travel together, through the host's memory."""
         assert self.transport is not None
         self.transport.label = Label(operation, 0, self.draws[1] + 1)
         result = list(tensors)
         for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
             places = [place for place, tensor in enumerate(tensors) if tensor.dtype == kind]
-            flat = torch.cat([tensors[place].reshape(-1) for place in places])
+            flat = torch.cat([tensors[place].reshape(-1).cpu() for place in places])
             self.total(flat)
             parts = torch.split(flat, [tensors[place].numel() for place in places])
             for place, part in zip(places, parts, strict=True):
-                result[place] = part.view_as(tensors[place])
+                result[place] = part.view_as(tensors[place]).to(tensors[place].device)
         return result
 
     def _weights(self) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ class Pipeline(Strategy):
         return make(self.schedule, self.group.world_size, micro_batches, self.stages_per_rank)
 
     def _seed(self, micro_batch: int, name: str) -> None:
-        torch.default_generator.manual_seed(key(*self.draws, "micro-batch", micro_batch, name))
+        self.passes.seed(key(*self.draws, "micro-batch", micro_batch, name))
 
     def forward_backward(self, batch: Batch) -> Outcome:
         """This rank's row of the schedule. Gradients of weights that other ranks hold as well are summed."""

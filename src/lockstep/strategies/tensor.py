@@ -8,10 +8,8 @@ share the samples, and in each column FSDP2 shares out what is left.
 import contextlib
 import gc
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from typing import Annotated, Any
 
 import torch
@@ -34,6 +32,7 @@ from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
+from lockstep.strategies._joining import join
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
@@ -91,36 +90,32 @@ class Tensor(Strategy):
         """Cut the layers, from rank 0's weights, and share out what is left among the groups."""
         self.plan = plan_of(module)
         check_sizes(module, self.plan, self.size)
-        self._join()
+        device = next(module.parameters()).device
+        self._join(device)
         with torch.no_grad():
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
         ties = tied(module, self.plan)
-        mesh = init_device_mesh("cpu", (self.groups, self.size), mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh(device.type, (self.groups, self.size), mesh_dim_names=("data", "tensor"))
         for name, way in self.plan.items():
             if name:
                 parallelize_module(module, mesh["tensor"], {name: _style(way)})
             else:
                 _style(way)._apply(module, mesh["tensor"])
         tie(module, ties)
-        self._draws = Draws(module, self.plan, self.column)
+        self._draws = Draws(module, self.plan, self.column, self.passes.generator)
         if self.groups > 1:
             module = self._share_out(module, mesh["data"])
         self.module = self.model = module
         self._parts = Parts(module)
         self._numbers = Numbers(module, self.group.world_size)
-        self._sent = SentBytes()
+        if device.type == "cpu":
+            self._sent = SentBytes()
         return self.model
 
-    def _join(self) -> None:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
+    def _join(self, device: torch.device) -> None:
         group = self.group
-        store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
-        # The launcher notices a hang first, and can say who hangs; gloo's own limit is behind it.
-        limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-        dist.init_process_group(
-            "gloo", store=store, rank=group.rank, world_size=group.world_size, timeout=limit
-        )
+        join(group, device)
         # Sums of a few numbers, once a step: shared memory takes microseconds for what gloo takes half a millisecond.
         sums = replace(group, rendezvous=group.rendezvous.with_name(f"{group.rendezvous.name}-sums"))
         self.transport = open_transport(sums, "shm")
@@ -194,8 +189,9 @@ class Tensor(Strategy):
         return ("tensor" in divided or self.column == 0) and ("data" in divided or self.row == 0)
 
     def _bytes(self) -> int:
-        assert self.transport is not None and self._sent is not None
-        return self.transport.wire_bytes + self._sent.read()
+        """What NCCL sends on GPUs it tells nobody: there it is what this rank sends beside it."""
+        assert self.transport is not None
+        return self.transport.wire_bytes + (self._sent.read() if self._sent is not None else 0)
 
     @property
     def _own(self) -> Parts:

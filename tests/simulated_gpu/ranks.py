@@ -1,0 +1,43 @@
+"""Imported in a fork server, so that each rank which it forks has a simulated GPU where it is told to use one."""
+
+import os
+import types
+
+import torch
+
+NAME = "simulated"
+
+
+def _device_module() -> types.ModuleType:
+    """What torch keeps as `torch.cuda` for GPUs: one device a process, done with all that it was asked for."""
+    module = types.ModuleType(f"torch.{NAME}")
+    for name in dir(torch.cpu):
+        if not name.startswith("__"):
+            setattr(module, name, getattr(torch.cpu, name))
+    module.is_available = lambda: True
+    module.is_initialized = lambda: True
+    module.device_count = lambda: 1
+    module.current_device = lambda: 0
+    module.manual_seed_all = lambda _: None
+    module._is_in_bad_fork = lambda: False
+    return module
+
+
+def install() -> None:
+    """Give torch the device, and our ranks the device for a GPU."""
+    from lockstep.engine import evaluation, rank
+
+    torch.ops.load_library(os.environ["SIMULATED_GPU"])
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, _device_module())
+    real_choose, real_peak = rank.choose, rank.peak_bytes
+
+    def choose(plan, index, training):
+        return torch.device(NAME, 0) if plan["device"] == "cuda" else real_choose(plan, index, training)
+
+    rank.choose = evaluation.choose = choose
+    rank.peak_bytes = lambda device: None if device.type == NAME else real_peak(device)
+    torch.cuda.mem_get_info = lambda _: (64 << 30, 80 << 30)  # in the forecast
+
+
+install()
