@@ -16,7 +16,7 @@ from training import final_state, train
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="the simulated GPU needs a C++ compiler"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="it needs a C++ compiler"),
 ]
 
 
@@ -33,8 +33,14 @@ def gpu_server(tmp_path_factory):
     patch.undo()
 
 
-OWN = {
+STRATEGIES = {
     "single": ("distributed.world_size=1",),
+    "ddp": (),
+    "fsdp": (),
+    "fsdp, hybrid": ("distributed.strategy={name: fsdp, sharding: hybrid}", "distributed.world_size=4"),
+    "fsdp, offload": ("distributed.strategy={name: fsdp, cpu_offload: true}",),
+    "tensor": (),
+    "tensor and fsdp": ("distributed.strategy={name: tensor, data_parallel: 2}", "distributed.world_size=4"),
     "naive": (),
     "allreduce": ("distributed.strategy={name: allreduce, bucket_mb: 0.001}",),
     "allreduce, invariant": ("distributed.strategy={name: allreduce, reduction: invariant}",),
@@ -42,20 +48,24 @@ OWN = {
     "parameter_server": (),
     "local_sgd": ("distributed.strategy={name: local_sgd, every: 3, outer: nesterov}",),
     "pipeline": (),
-    "zero bubble": ("distributed.strategy={name: pipeline, schedule: zero_bubble_v}", "model.hidden_sizes=[16, 16, 16]"),
+    "zero bubble": (
+        "distributed.strategy={name: pipeline, schedule: zero_bubble_v}",
+        "model.hidden_sizes=[16, 16, 16]",
+    ),
 }
 
 
-def close(run, reference):
+def furthest(run, reference):
+    """How far the tensors of two runs' last checkpoints are apart at most."""
     found, wanted = final_state(run), final_state(reference)
     assert found.keys() == wanted.keys()
-    return all(found[name] == pytest.approx(wanted[name], abs=1e-9) for name in wanted)
+    return max(float(abs(found[name] - wanted[name]).max()) for name in wanted)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_training_on_a_gpu_is_that_of_the_processor(gpu_server, server, tmp_path, name):
-    strategy = () if "strategy" in str(OWN[name]) else (f"distributed.strategy={name}",)
-    words = ("distributed.world_size=2", *strategy, *OWN[name])
+    strategy = () if "strategy" in str(STRATEGIES[name]) else (f"distributed.strategy={name}",)
+    words = ("distributed.world_size=2", *strategy, *STRATEGIES[name])
     on_gpu = train(gpu_server, tmp_path, *words, "distributed.device=cuda")
     assert read_json(on_gpu.plan)["device"] == "cuda"
-    assert close(on_gpu, train(server, tmp_path, *words))
+    assert furthest(on_gpu, train(server, tmp_path, *words)) < 1e-9

@@ -14,7 +14,18 @@ def build(folder: Path) -> Path:
     target = folder / "device.so"
     include = [f"-I{home}/include", f"-I{home}/include/torch/csrc/api/include"]
     libraries = [f"-L{home}/lib", "-ltorch_cpu", "-lc10"]
-    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", *include, str(SOURCE), "-o", str(target), *libraries]
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        *include,
+        str(SOURCE),
+        "-o",
+        str(target),
+        *libraries,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target

@@ -23,6 +23,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -67,12 +68,22 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
 
+void give(c10::StorageImpl* storage, size_t bytes) {
+  auto room = memory.allocate(bytes);
+  std::memcpy(room.get(), storage->data(), std::min(bytes, storage->nbytes()));
+  storage->set_data_ptr(std::move(room));
+  storage->set_nbytes(bytes);
+}
+
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   c10::Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
-  bool isPinnedPtr(const void*) const override { return false; }
+  bool isPinnedPtr(const void*) const override { return true; }  // no other memory is quicker here
+  void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
+    give(storage.unsafeGetStorageImpl(), bytes);
+  }
 };
 
 // The same memory as a tensor of the processor's.
@@ -111,12 +122,7 @@ const Tensor& resize(const Tensor& self, c10::SymIntArrayRef wanted, std::option
   for (auto each : size) elements *= each;
   const size_t bytes = elements * self.itemsize() + self.storage_offset() * self.itemsize();
   auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
-  if (bytes > storage->nbytes()) {
-    auto grown = memory.allocate(bytes);
-    if (storage->nbytes()) std::memcpy(grown.get(), storage->data(), storage->nbytes());
-    storage->set_data_ptr(std::move(grown));
-    storage->set_nbytes(bytes);
-  }
+  if (bytes > storage->nbytes()) give(storage, bytes);
   impl->set_sizes_contiguous(size);
   if (format) impl->empty_tensor_restride(*format);
   return self;

@@ -5,7 +5,18 @@ import types
 
 import torch
 
+from simulated_gpu.group import register
+
 NAME = "simulated"
+
+
+class Stream(torch.cpu.Stream):
+    """The only one."""
+
+    stream_id, device_index, device_type = 0, 0, torch._C._autograd.DeviceType.PrivateUse1
+
+    def record_event(self):
+        return torch.cpu.Event()
 
 
 def _device_module() -> types.ModuleType:
@@ -14,6 +25,8 @@ def _device_module() -> types.ModuleType:
     for name in dir(torch.cpu):
         if not name.startswith("__"):
             setattr(module, name, getattr(torch.cpu, name))
+    module.Stream = Stream
+    module.current_stream = lambda *_: Stream()
     module.is_available = lambda: True
     module.is_initialized = lambda: True
     module.device_count = lambda: 1
@@ -26,10 +39,12 @@ def _device_module() -> types.ModuleType:
 def install() -> None:
     """Give torch the device, and our ranks the device for a GPU."""
     from lockstep.engine import evaluation, rank
+    from lockstep.strategies import _joining
 
     torch.ops.load_library(os.environ["SIMULATED_GPU"])
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _device_module())
+    _joining.BACKENDS[NAME] = register(NAME)
     real_choose, real_peak = rank.choose, rank.peak_bytes
 
     def choose(plan, index, training):

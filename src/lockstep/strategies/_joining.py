@@ -13,14 +13,17 @@ from lockstep.strategies.base import Group, open_transport
 from lockstep.transports.base import Transport
 
 
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # what is summed on the host still goes over gloo
+
+
 def join(group: Group, device: torch.device) -> None:
-    """gloo between processors, NCCL between GPUs (what is summed on the host still goes over gloo)."""
+    """gloo between processors, NCCL between GPUs."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
     store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
     # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
     limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.world_size, timeout=limit)
+    ranks = {"rank": group.rank, "world_size": group.world_size}
+    dist.init_process_group(BACKENDS[device.type], store=store, timeout=limit, **ranks)
 
 
 def for_sums(group: Group) -> Transport | None:
