@@ -12,7 +12,7 @@ from lockstep.files import read_json
 from lockstep.launchers import client
 from lockstep.orchestration import plan
 from simulated_gpu.build import build
-from training import final_state, train
+from training import largest_difference, train
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,17 +55,56 @@ STRATEGIES = {
 }
 
 
-def furthest(run, reference):
-    """How far the tensors of two runs' last checkpoints are apart at most."""
-    found, wanted = final_state(run), final_state(reference)
-    assert found.keys() == wanted.keys()
-    return max(float(abs(found[name] - wanted[name]).max()) for name in wanted)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_training_on_a_gpu_is_that_of_the_processor(gpu_server, server, tmp_path, name):
+    words = [word for word in STRATEGIES[name] if word.startswith("model.")]
+    assert largest_difference(*trained_on_both(gpu_server, server, tmp_path, name, *words)) < 1e-9
+
+
+def strategy_of(name):
+    own = [word for word in STRATEGIES[name] if "strategy=" in word or "world_size" in word]
+    return own if any("strategy=" in word for word in own) else [f"distributed.strategy={name}", *own]
+
+
+def trained_on_both(gpu_server, server, tmp_path, name, *words):
+    words = ("distributed.world_size=2", *strategy_of(name), *words)
+    on_gpu = train(gpu_server, tmp_path, *words, "distributed.device=cuda")
+    assert read_json(on_gpu.plan)["device"] == "cuda"
+    return on_gpu, train(server, tmp_path, *words)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_training_on_a_gpu_is_that_of_the_processor(gpu_server, server, tmp_path, name):
-    strategy = () if "strategy" in str(STRATEGIES[name]) else (f"distributed.strategy={name}",)
-    words = ("distributed.world_size=2", *strategy, *STRATEGIES[name])
-    on_gpu = train(gpu_server, tmp_path, *words, "distributed.device=cuda")
-    assert read_json(on_gpu.plan)["device"] == "cuda"
-    assert furthest(on_gpu, train(server, tmp_path, *words)) < 1e-9
+def test_language_models_with_dropout_are_trained_on_a_gpu_as_on_the_processor(
+    gpu_server, server, tmp_path, name
+):
+    file = tmp_path / "text.txt"
+    file.write_text("what is drawn on one device is drawn on the other. " * 8)
+    words = (
+        "data=text", f"data.path={file}", "data.context_length=12", "model=gpt", "model.dim=16", "model.heads=2",
+        "model.depth=4", "model.dropout=0.1", "training.epochs=1", "training.micro_batch_size=4",
+        "training.ema_decay=0.9" if name != "parameter_server" else "training.epochs=1",
+    )  # fmt: skip
+    assert largest_difference(*trained_on_both(gpu_server, server, tmp_path, name, *words)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in STRATEGIES if "tensor" not in name and name != "zero bubble"]
+)
+def test_statistics_of_batches_are_shared_on_a_gpu_as_on_the_processor(gpu_server, server, tmp_path, name):
+    words = (
+        "data=own_data:images", "model={name: resnet, stem: cifar, width: 4, norm: batch}", "training.global_batch_size=21", "training.epochs=1",
+    )  # fmt: skip
+    assert largest_difference(*trained_on_both(gpu_server, server, tmp_path, name, *words)) < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if "int8" not in name])
+def test_a_checkpoint_of_the_processor_goes_on_on_a_gpu_and_back(gpu_server, server, tmp_path, name):
+    words = ("distributed.world_size=2", *strategy_of(name), "model.hidden_sizes=[16, 16, 16]")
+    whole = train(server, tmp_path, *words, "training.epochs=6")
+    first = train(server, tmp_path, *words, "training.epochs=2")
+    second = train(
+        gpu_server, tmp_path, *words, "training.epochs=4", "distributed.device=cuda",
+        start=max(first.checkpoints.glob("step-*")),
+    )  # fmt: skip
+    third = train(server, tmp_path, *words, "training.epochs=6", start=max(second.checkpoints.glob("step-*")))
+    assert largest_difference(third, whole) < 1e-9

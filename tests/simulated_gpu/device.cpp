@@ -24,9 +24,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
+#include <tuple>
+#include <vector>
 
 namespace {
 
@@ -147,6 +150,41 @@ Tensor& set_tensor(Tensor& self, const Tensor& source) {
   return set_storage(self, source.storage(), source.storage_offset(), source.sizes(), source.strides());
 }
 
+// The two that torch asks of a device by another name, and does not hand on.
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                   bool transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  const auto there = bias.has_value() && bias->defined() ? std::optional<Tensor>(seen(*bias)) : std::nullopt;
+  return at::convolution_symint(seen(input), seen(weight), there, stride, padding, dilation, transposed,
+                                output_padding, groups).to(DEVICE);
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(
+    const Tensor& gradient, const Tensor& input, const Tensor& weight, c10::SymIntArrayRef stride,
+    c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed, c10::SymIntArrayRef output_padding,
+    c10::SymInt groups, std::array<bool, 3> wanted) {
+  const int64_t outputs = transposed ? weight.size(1) * groups.expect_int() : weight.size(0);
+  const std::vector<c10::SymInt> bias{c10::SymInt(outputs)};
+  auto found = at::convolution_backward_symint(seen(gradient), seen(input), seen(weight),
+                                               wanted[2] ? at::OptionalSymIntArrayRef(bias) : std::nullopt, stride,
+                                               padding, dilation, transposed, output_padding, groups, wanted);
+  const auto back = [](const Tensor& each) { return each.defined() ? each.to(DEVICE) : each; };
+  return {back(std::get<0>(found)), back(std::get<1>(found)), back(std::get<2>(found))};
+}
+
+// Its schema does not say that it changes the statistics.
+std::tuple<Tensor, Tensor, Tensor> batch_norm(
+    const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& mean, const std::optional<Tensor>& variance, bool training, double momentum,
+    double eps) {
+  const auto there = [](const std::optional<Tensor>& each) {
+    return each.has_value() && each->defined() ? std::optional<Tensor>(seen(*each)) : std::nullopt;
+  };
+  auto found = at::native_batch_norm(seen(input), there(weight), there(bias), there(mean), there(variance), training,
+                                     momentum, eps);
+  return {std::get<0>(found).to(DEVICE), std::get<1>(found).to(DEVICE), std::get<2>(found).to(DEVICE)};
+}
+
 void on_the_processor(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   at::native::cpu_fallback(op, stack);
 }
@@ -168,6 +206,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &item);
   m.impl("resize_", &resize);
+  m.impl("native_batch_norm", &batch_norm);
+  m.impl("convolution_overrideable", &convolution);
+  m.impl("convolution_backward_overrideable", &convolution_backward);
   m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
   m.impl("set_.source_Tensor", &set_tensor);

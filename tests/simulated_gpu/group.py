@@ -26,7 +26,7 @@ class Staged(Backend):
         super().__init__(gloo.rank(), gloo.size())
         self.gloo, self.device = gloo, device
 
-    def getBackendName(self):  # noqa: N802 - torch's own name
+    def getBackendName(self):
         return "staged"
 
     def _host(self, value, pairs):

@@ -45,11 +45,20 @@ def install() -> None:
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _device_module())
     _joining.BACKENDS[NAME] = register(NAME)
-    real_choose, real_peak = rank.choose, rank.peak_bytes
+    real_choose, real_peak, real_placed = rank.choose, rank.peak_bytes, rank.placed
 
     def choose(plan, index, training):
         return torch.device(NAME, 0) if plan["device"] == "cuda" else real_choose(plan, index, training)
 
+    def placed(module, device, training):
+        """Weights that two modules share stay shared, as they do on the way to a GPU."""
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return real_placed(module, device, training)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+
+    rank.placed = evaluation.placed = placed
     rank.choose = evaluation.choose = choose
     rank.peak_bytes = lambda device: None if device.type == NAME else real_peak(device)
     torch.cuda.mem_get_info = lambda _: (64 << 30, 80 << 30)  # in the forecast

@@ -40,5 +40,6 @@ def restore(module: nn.Module, optimizer: Optimizer, names: Ownership, stored: S
         keys = [name for name in slots if name.startswith(prefix) and "/" not in name.removeprefix(prefix)]
         if keys:
             optimizer.state[parameter] = {
-                name.removeprefix(prefix): stored.read("optimizer", name) for name in keys
+                name.removeprefix(prefix): stored.read("optimizer", name).to(parameter.device)
+                for name in keys
             }

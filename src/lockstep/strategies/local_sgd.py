@@ -157,7 +157,11 @@ class LocalSgd(Strategy):
         super().load(state)
         prefix = "outer_momentum/"
         found = {key: value for key, value in state.get("strategy", {}).items() if key.startswith(prefix)}
-        self._momentum = {key.removeprefix(prefix): value.clone() for key, value in found.items()}
+        here = self._weights()
+        self._momentum = {
+            name: value.to(here[name].device, copy=True)
+            for name, value in ((key.removeprefix(prefix), value) for key, value in found.items())
+        }
         self._remember()
 
     def describe(self) -> dict[str, Any]:
