@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lockstep.files import read_json
 from lockstep.launchers import client
 from lockstep.orchestration import plan
 from simulated_gpu.build import build
-from training import largest_difference, train
+from training import evaluate, largest_difference, train
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,7 +94,8 @@ def test_language_models_with_dropout_are_trained_on_a_gpu_as_on_the_processor(
 )
 def test_statistics_of_batches_are_shared_on_a_gpu_as_on_the_processor(gpu_server, server, tmp_path, name):
     words = (
-        "data=own_data:images", "model={name: resnet, stem: cifar, width: 4, norm: batch}", "training.global_batch_size=21", "training.epochs=1",
+        "data=own_data:images", "model={name: resnet, stem: cifar, width: 4, norm: batch}",
+        "training.global_batch_size=21", "training.epochs=1",
     )  # fmt: skip
     assert largest_difference(*trained_on_both(gpu_server, server, tmp_path, name, *words)) < 1e-9
 
@@ -108,3 +111,35 @@ def test_a_checkpoint_of_the_processor_goes_on_on_a_gpu_and_back(gpu_server, ser
     )  # fmt: skip
     third = train(server, tmp_path, *words, "training.epochs=6", start=max(second.checkpoints.glob("step-*")))
     assert largest_difference(third, whole) < 1e-9
+
+
+def test_the_evaluation_and_snapshots_of_gradients_are_the_same_from_a_gpu(gpu_server, server, tmp_path):
+    words = (
+        "distributed.strategy={name: allreduce, snapshot_steps: [2], snapshot_tensors: true, compressor: fp16}",
+        "distributed.world_size=2",
+    )
+    on_gpu = train(gpu_server, tmp_path, *words, "distributed.device=cuda")
+    plain = train(server, tmp_path, *words)
+    found, wanted = evaluate(gpu_server, on_gpu), evaluate(server, plain)
+    assert found["final"]["test"]["loss"] == pytest.approx(wanted["final"]["test"]["loss"], abs=1e-9)
+    assert found["final"]["test"]["confusion"] == wanted["final"]["test"]["confusion"]
+    for run in (on_gpu, plain):
+        assert [*(run.path / "snapshots/step-00000002").glob("rank-*.safetensors")]
+    mine, theirs = (
+        load_file(run.path / "snapshots/step-00000002/rank-1.safetensors") for run in (on_gpu, plain)
+    )
+    assert mine.keys() == theirs.keys()
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-9, rtol=0) for name in mine)
+    exported = torch.load(on_gpu.model, weights_only=True)
+    assert exported
+
+
+def test_activations_are_dropped_and_computed_again_on_a_gpu(gpu_server, server, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("what is dropped is computed again with the same draws. " * 8)
+    words = (
+        "data=text", f"data.path={file}", "data.context_length=12", "model=gpt", "model.dim=16", "model.heads=2",
+        "model.depth=4", "model.dropout=0.1", "training.epochs=1", "training.activation_checkpointing=true",
+    )  # fmt: skip
+    for name in ("ddp", "fsdp", "tensor", "pipeline"):
+        assert largest_difference(*trained_on_both(gpu_server, server, tmp_path, name, *words)) < 1e-9, name

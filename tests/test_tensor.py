@@ -188,7 +188,7 @@ def masks_of(column, calls=1):
     model = nn.Sequential(
         nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.Dropout(0.5)
     )
-    draws = Draws(model, {"1": Way("colwise"), "3": Way("rowwise")}, column)
+    draws = Draws(model, {"1": Way("colwise"), "3": Way("rowwise")}, column, torch.default_generator)
     masks: list[list[float]] = []
     for part in model:
         if isinstance(part, nn.Dropout):

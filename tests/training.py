@@ -61,6 +61,17 @@ def run_of_parameters(
     return run
 
 
+def evaluate(server: Any, run: Run) -> dict[str, Any]:
+    """Judge a trained run's checkpoints; the ``evaluation`` part of its results."""
+    descriptor = status.hold(run)
+    try:
+        with active(Session(run, Display(quiet=True), Path.cwd(), server)):
+            steps.evaluate(parameters.read(run.parameters, []).to_value()["distributed"])
+    finally:
+        status.release(run, descriptor)
+    return results(run)["evaluation"]
+
+
 def final_state(run: Run) -> dict[str, Any]:
     """The tensors of the last checkpoint: model and optimizer, by name."""
     last = max(run.checkpoints.glob("step-*"))

@@ -1,5 +1,6 @@
 """Imported in a fork server, so that each rank which it forks has a simulated GPU where it is told to use one."""
 
+import contextlib
 import os
 import types
 
@@ -31,6 +32,10 @@ def _device_module() -> types.ModuleType:
     module.is_initialized = lambda: True
     module.device_count = lambda: 1
     module.current_device = lambda: 0
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    module.get_rng_state = torch.get_rng_state  # what it draws, it draws on the processor
+    module.set_rng_state = lambda state, *_: torch.set_rng_state(state)
+    module.device = lambda _: contextlib.nullcontext()
     module.manual_seed_all = lambda _: None
     module._is_in_bad_fork = lambda: False
     return module

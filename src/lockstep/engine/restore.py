@@ -124,8 +124,9 @@ def export(job: Job, step: int) -> None:
 
 
 def write_model(run: Run, parameters: Parameters, state: State, step: int) -> None:
-    """distributed_model_checkpoint.pt: plain tensors and numbers, loads with weights_only=True."""
+    """distributed_model_checkpoint.pt: plain tensors and numbers, loads with weights_only=True, and without a GPU."""
     optimizer = parameters.training.optimizer
+    state = {part: {name: value.cpu() for name, value in tensors.items()} for part, tensors in state.items()}
     with temporary_beside(run.model) as temporary:
         torch.save(
             {

@@ -12,7 +12,6 @@ from lockstep.errors import UsageError
 from lockstep.strategies.base import Group, open_transport
 from lockstep.transports.base import Transport
 
-
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # what is summed on the host still goes over gloo
 
 
@@ -22,8 +21,8 @@ def join(group: Group, device: torch.device) -> None:
     store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
     # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
     limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-    ranks = {"rank": group.rank, "world_size": group.world_size}
-    dist.init_process_group(BACKENDS[device.type], store=store, timeout=limit, **ranks)
+    backend, ranks = BACKENDS[device.type], group.world_size
+    dist.init_process_group(backend, store=store, rank=group.rank, world_size=ranks, timeout=limit)
 
 
 def for_sums(group: Group) -> Transport | None:
