@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import sample_run
 from lockstep.catalog import listing
+from lockstep.catalog.facts import figures_of
 from lockstep.catalog.run import Run
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -96,7 +97,7 @@ def build(catalog: Path, runs: int) -> int:
             "loss": number % 7 / 10,
         }
         files = {
-            "events.jsonl": events_of(history, folder.name, made, number),
+            "events.jsonl": events_of(history, folder.name, made, number, figures_of(results)),
             "distributed_training_results.json": json.dumps(results, indent=2),
             "parameters.yaml": sample_run.PARAMETERS.format(epochs=30, ranks=2),
             **{f"metrics/rank-{rank}.jsonl": metrics for rank in range(2)},
@@ -111,7 +112,13 @@ def build(catalog: Path, runs: int) -> int:
     return size
 
 
-def events_of(history: list[dict[str, object]], run_id: str, made: datetime, number: int) -> str:
+def events_of(
+    history: list[dict[str, object]],
+    run_id: str,
+    made: datetime,
+    number: int,
+    figures: dict[str, float | None],
+) -> str:
     """One run in twenty was killed, one in ten failed, the others succeeded."""
     lines = [dict(event) for event in history]
     lines[0] |= {"run_id": run_id, "tag": f"sweep-{number % 50}"}
@@ -119,7 +126,7 @@ def events_of(history: list[dict[str, object]], run_id: str, made: datetime, num
         failed = number % 10 == 1
         cause = {"cause": "exception", "message": "ValueError: 3", "rank": 1} if failed else {}
         status = "failed" if failed else "succeeded"
-        lines += [{**lines[-1], "event": "finished", "status": status, **cause}]
+        lines += [{**lines[-1], "event": "finished", "status": status, **cause, "figures": figures}]
         lines += [{**lines[-1], "event": "sealed", "manifest_sha256": "0" * 64}]
     for second, line in enumerate(lines):
         line["time"] = f"{made + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S.%fZ}"

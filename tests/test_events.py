@@ -136,3 +136,25 @@ def test_threads_of_the_writing_process_take_turns(run):
         list(pool.map(lambda number: events.append(run, "warning", message=number), range(40)))
     assert {event["message"] for event in events.read(run)} == set(range(40))
     assert events.check_chain(run) == []
+
+
+def told_by_json(line):
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("event", "previous"))
+    return value if whole and line.startswith(b"{") and b'"event"' in line else None
+
+
+@given(
+    st.builds(
+        lambda start, value, end: start + json.dumps(value).encode() + end,
+        st.sampled_from([b"", b" ", b"{", b"\xef\xbb\xbf"]),
+        st.fixed_dictionaries({"event": VALUES, "previous": VALUES, "more": VALUES})
+        | st.fixed_dictionaries({"event": st.text(), "previous": st.text(), "more": VALUES}),
+        st.sampled_from([b"", b" ", b"\r", b"\t ", b"x", b"{}", b"\xa0", b"\xff", b"\x00", b"\xed\xa0\x80"]),
+    )
+)
+def test_a_line_is_an_event_where_it_is_one_to_the_json_library(line):
+    assert events._parse(line) == told_by_json(line)

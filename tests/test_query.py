@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lockstep.catalog import events, index, listing, status
+from lockstep.catalog import events, index, listing, side_by_side, status
 from lockstep.catalog.query import Query, ask
+from lockstep.catalog.report.history import seconds_in, told_by
 from lockstep.catalog.run import Run
 from lockstep.cli import list as list_command
 from lockstep.errors import UsageError
@@ -251,6 +252,57 @@ def test_notes_that_cannot_be_written_or_read_change_nothing(catalog, tmp_path):
     listing.note(Run(catalog / "good"))
     assert told(catalog) == wanted
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_large_catalog_without_a_cache_is_read_in_several_processes_to_the_same_rows(
+    catalog, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -3600.0)
+    wanted = fresh(catalog, tmp_path)
+    monkeypatch.setattr(index, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(side_by_side, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(side_by_side, "cores", lambda: 3)
+    monkeypatch.setattr(side_by_side, "_alone", lambda: True)
+    here = []
+    real = listing.facts_of
+    monkeypatch.setattr(listing, "facts_of", lambda run: (here.append(run.run_id), real(run))[1])
+    assert told(catalog) == wanted
+    assert len(set(here)) == 1  # the others were read elsewhere
+    monkeypatch.setattr(index, "WORTH_WRITING", 1)
+    assert told(catalog) == wanted
+    copied = tmp_path / "copied"  # with a cache that is right about none of its runs
+    shutil.copytree(catalog, copied)
+    here.clear()
+    assert told(copied) == wanted
+    assert len(set(here)) == 1
+
+
+def test_the_figures_of_a_run_that_ended_are_those_of_its_end_and_otherwise_of_its_results(catalog):
+    run = make(catalog, "ended", accuracy=0.5, loss=0.7, end=None, samples_per_second=10.0)
+    (row,) = ask(catalog, Query(["run=ended"])).rows
+    assert (row["accuracy"], row["loss"], row["samples_per_second"]) == (0.5, 0.7, 10.0)
+    figures = {"accuracy": 0.75, "loss": float(2), "samples_per_second": None}
+    events.append(run, "finished", status="succeeded", figures=figures)
+    (row,) = ask(catalog, Query(["run=ended"])).rows
+    assert (row["accuracy"], row["loss"], row["samples_per_second"]) == (0.75, 2.0, None)
+    events.append(run, "started", attempt=2, process=status.process_identity())
+    (row,) = ask(catalog, Query(["run=ended"])).rows
+    assert row["accuracy"] == 0.5
+    for odd in ({"accuracy": "<b>"}, {"accuracy": [1]}, {"accuracy": True}, {}):
+        events.append(run, "finished", status="succeeded", figures=odd)
+        (row,) = ask(catalog, Query(["run=ended"])).rows
+        assert row["accuracy"] is None
+
+
+TIMES = st.none() | st.just("no time") | st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2)).map(str)
+NAMES = st.sampled_from(["created", "started", "step_started", "step_finished", "finished", "sealed"])
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"event": NAMES, "time": TIMES, "step": st.just("train")}), max_size=12)
+)
+def test_the_time_spent_in_a_list_is_that_of_the_whole_history(history):
+    assert seconds_in(history) == told_by(history).seconds
 
 
 def fresh(catalog, tmp_path):

@@ -337,6 +337,12 @@ CONTRADICTIONS = {
         lambda run: edit_json(run.results, lambda value: value["ranks"][1].update(samples=1)),
         "distributed_training_results.json says samples of rank 1: 1, and metrics says",
     ),
+    "the accuracy": (
+        lambda run: edit_json(
+            run.results, lambda value: value["evaluation"]["final"]["test"].update(accuracy=1.0)
+        ),
+        "distributed_training_results.json says accuracy: 1.0, and events.jsonl says",
+    ),
     "a step cut out of the metrics": (drop_a_step, "says steps of rank 0: "),
     "a step's status": (
         lambda run: edit_json(run.run_log, lambda value: value["steps"]["train"].update(status="FAIL")),

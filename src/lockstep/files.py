@@ -99,11 +99,16 @@ def open_plain(path: Path, depth: int = 1) -> BufferedReader:
     With the depth of a record's file in its folder, nothing that stands in the folder can lead out of it.
     Raises OSError for whatever else is found there: a link, a pipe, a folder, an impossible name.
     """
-    names = path.parts[-depth:]
     try:
-        if ".." in names or len(path.parents) < depth:
-            raise OSError(errno.EINVAL, "leads out of its folder", str(path))
-        descriptor = os.open(path, _PLAIN) if depth == 1 else _open_below(path.parents[depth - 1], names)
+        if depth == 1:
+            if path.name in ("", ".."):
+                raise OSError(errno.EINVAL, "leads out of its folder", str(path))
+            descriptor = os.open(path, _PLAIN)
+        else:
+            names = path.parts[-depth:]
+            if ".." in names or len(path.parents) < depth:
+                raise OSError(errno.EINVAL, "leads out of its folder", str(path))
+            descriptor = _open_below(path.parents[depth - 1], names)
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error), repr(str(path))) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -136,7 +141,8 @@ def _open_below(folder: Path, names: tuple[str, ...]) -> int:
 def read_plain(path: Path, limit: int, depth: int = 1) -> bytes:
     """A plain file's bytes. Raises OSError as ``open_plain`` does, and where there are more than ``limit``."""
     with open_plain(path, depth) as file:
-        content = file.read(limit + 1)
+        # No more than there is: room for all of a large limit would be made and given back.
+        content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
     return content

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import __version__
+from lockstep.catalog.side_by_side import WORTH_A_PROCESS, each
 from lockstep.files import parse_json, read_plain, temporary_beside
 
 FORMAT = 2
 LARGEST_BYTES = 512 << 20
 SETTLED_SECONDS = 2.0  # a file's times are coarser than its changes: younger ones may change unseen
 WORTH_WRITING = 32  # entries read anew or noted; fewer cost less to read again than the cache costs to write
+SAMPLE = 64  # entries that are looked at to tell whether a cache is worth anything
 
 Entry = list[Any]
 """The signature of the files, then what was read from them."""
@@ -40,6 +42,7 @@ class Index:
         self._noted = _notes(catalog, kind)
         self._old = {**self._load(), **self._noted}
         self._new: dict[str, Entry] = {}
+        self._ahead: dict[str, Entry] = {}
         self._added = 0
 
     def get(self, run_id: str, files: tuple[str, ...], read: Callable[[], Any]) -> Any:
@@ -47,22 +50,46 @@ class Index:
         signature, youngest = signature_of(files)
         asked_before = self._new.get(run_id)
         entry = asked_before or self._old.get(run_id)
-        if (
+        if self._counts(entry, signature, youngest):
+            assert entry is not None
+            self._new[run_id] = entry
+            self._added += asked_before is None and run_id in self._noted
+            return entry[1]
+        # Read between two looks at the files: what changed meanwhile is not what the signature stands for.
+        ahead = self._ahead.pop(run_id, None)
+        if ahead is not None and ahead[0] == signature:
+            value, same = ahead[1], True
+        else:
+            value = read()
+            same = signature_of(files)[0] == signature
+        if same and youngest < self._settled_before:
+            self._new[run_id] = [signature, value]
+            self._added += 1
+        return value
+
+    def _counts(self, entry: Any, signature: str, youngest: float) -> bool:
+        return (
             type(entry) is list
             and len(entry) == 2
             and entry[0] == signature
             and youngest < self._settled_before
             and self._good(entry[1])
-        ):
-            self._new[run_id] = entry
-            self._added += asked_before is None and run_id in self._noted
-            return entry[1]
-        value = read()
-        # Read between two looks at the files: what changed meanwhile is not what the signature stands for.
-        if youngest < self._settled_before and signature_of(files)[0] == signature:
-            self._new[run_id] = [signature, value]
-            self._added += 1
-        return value
+        )
+
+    def read_ahead(self, files: Mapping[str, tuple[str, ...]], read: Callable[[str], Any]) -> None:
+        """Read what ``get`` will be asked for and the cache does not have, where it is much: several at a time."""
+        known = [run_id for run_id in files if run_id in self._old]
+        looked_at = known[:: max(len(known) // SAMPLE, 1)]
+        good = sum(self._counts(self._old[run_id], *signature_of(files[run_id])) for run_id in looked_at)
+        # A cache that was copied along with its catalog knows all of the runs, and is right about none.
+        wanted = [*files] if 2 * good < len(looked_at) else [*(files.keys() - self._old.keys())]
+        if len(wanted) < WORTH_A_PROCESS:
+            return
+
+        def entry(run_id: str) -> Entry:
+            return [signature_of(files[run_id])[0], read(run_id)]
+
+        self._ahead = dict(zip(wanted, each(entry, wanted), strict=True))
 
     def close(self) -> None:
         """Write the entries of this pass, where many are new. A catalog that cannot be written is left alone."""

@@ -22,10 +22,12 @@ def of_runs(catalog: Path, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The flat parameters of each run; empty for one whose file is missing or damaged."""
     catalog = catalog.resolve()
     cache = Index(catalog, "parameters", time.time(), lambda value: type(value) is dict)
+    files = {run_id: (str(Run(catalog / run_id).parameters),) for run_id in run_ids}
+    cache.read_ahead(files, lambda run_id: flat(nested(Run(catalog / run_id))))
     found = {}
     for run_id in run_ids:
         run = Run(catalog / run_id)
-        found[run_id] = cache.get(run_id, (str(run.parameters),), lambda run=run: flat(nested(run)))  # type: ignore[misc]
+        found[run_id] = cache.get(run_id, files[run_id], lambda run=run: flat(nested(run)))  # type: ignore[misc]
     cache.close()
     return found
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import events, listing, provenance, seal, status
+from lockstep.catalog import events, facts, listing, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
-from lockstep.files import read_json, sha256_of
+from lockstep.files import read_json, read_object, sha256_of
 from lockstep.orchestration import plan
 from lockstep.orchestration.session import STOPPING, Session, active
 
@@ -91,7 +91,8 @@ def _record_provenance(session: Session, argv: Sequence[str], parent: dict[str, 
 def _finish(session: Session, ending: dict[str, Any]) -> None:
     """Say in the history how it ended, then seal. On a full disk what was committed stays valid, unsealed."""
     try:
-        events.append(session.run, "finished", **ending)
+        figures = facts.figures_of(read_object(session.run.results))
+        events.append(session.run, "finished", **ending, figures=figures)
         seal.seal(session.run)
     except (OSError, LockstepError) as error:
         session.display.warn(f"the record could not be sealed: {error}. What was written before stays valid")

@@ -76,6 +76,28 @@ def told_by(events: list[dict[str, Any]]) -> History:
     return History(created, attempts, list(dict.fromkeys(warnings)), outcome, words, message)
 
 
+def seconds_in(events: list[dict[str, Any]]) -> float | None:
+    """``told_by(events).seconds``, from the first and the last time of each attempt: lists ask it of every run."""
+    attempts: list[list[object]] = []  # the times of what was written while it lived
+    ended = False
+    for event in events:
+        name = event.get("event")
+        if name == "started" or (not attempts and name in ("step_started", "step_finished")):
+            attempts.append([event.get("time")])
+            ended = False
+        elif attempts and not ended and name in LIVED:
+            attempts[-1].append(event.get("time"))
+        ended = ended or name == "finished"
+    known = [spent for times in attempts if (spent := _span(times)) is not None]
+    return sum(known) if known else None
+
+
+def _span(times: list[object]) -> float | None:
+    started = moment(times[0])
+    last = next((time for time in map(moment, reversed(times)) if time is not None), None)
+    return None if started is None or last is None else max(0.0, last - started)
+
+
 def _note_step(attempt: Attempt, event: dict[str, Any], time: float | None) -> None:
     name = show_scalar(event.get("step"))
     if event.get("event") == "step_started":

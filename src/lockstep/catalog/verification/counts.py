@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lockstep.catalog.facts import figures_of
 from lockstep.catalog.finding import Finding
 from lockstep.catalog.report.values import at, mapping, objects, whole
 from lockstep.catalog.verification.record import Record, differs, json_lines
@@ -44,6 +45,7 @@ def findings(record: Record, ended: bool) -> Iterator[Finding]:
         if training.get(key) != total:
             yield differs(_RESULTS, f"{key} in all:", training.get(key), "metrics", total)
     yield from _against_the_plan(record, ended)
+    yield from _against_the_end(record, ended)
 
 
 def _count(path: Path, steps: dict[int, int], rank: int) -> Iterator[Finding]:
@@ -62,6 +64,16 @@ def _count(path: Path, steps: dict[int, int], rank: int) -> Iterator[Finding]:
                 yield differs(name, "the rank is", at(line, "rank"), "its name", rank)
     except OSError as error:
         yield Finding(name, f"cannot be read: {error.strerror}")
+
+
+def _against_the_end(record: Record, ended: bool) -> Iterator[Finding]:
+    """What the last event repeats of them, for lists."""
+    repeated = record.last("finished").get("figures")
+    if repeated is None or not ended:
+        return
+    for key, value in figures_of(record.results).items():
+        if at(repeated, key) != value:
+            yield differs(_RESULTS, f"{key}:", value, "events.jsonl", at(repeated, key))
 
 
 def _against_the_plan(record: Record, ended: bool) -> Iterator[Finding]:

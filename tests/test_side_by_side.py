@@ -1,0 +1,70 @@
+"""What several processes work out is what one would have, whatever becomes of them."""
+
+import os
+import threading
+
+import pytest
+
+from lockstep.catalog import side_by_side
+from lockstep.catalog.side_by_side import each
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Three cores; and the thread that watches the time of this test does not count."""
+    monkeypatch.setattr(side_by_side, "_alone", lambda: True)
+    monkeypatch.setattr(side_by_side, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(side_by_side, "cores", lambda: 3)
+
+
+def doubled(number):
+    return [number * 2, os.getpid()]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 100])
+def test_the_order_is_kept_and_the_work_is_shared(three, count):
+    found = each(doubled, range(count))
+    assert [value for value, _ in found] == [2 * number for number in range(count)]
+    assert len({pid for _, pid in found}) == min(count, 3)
+
+
+@pytest.mark.parametrize("fate", ["killed", "failed", "silent"])
+def test_what_a_process_does_not_bring_home_is_worked_out_here(three, fate):
+    here = os.getpid()
+
+    def work(number):
+        if os.getpid() != here and number == 8:
+            if fate == "killed":
+                os.kill(os.getpid(), 9)
+            if fate == "failed":
+                raise ValueError(number)
+            os._exit(0)
+        return number
+
+    assert each(work, range(9)) == [*range(9)]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # and none of them is left
+
+
+def test_an_error_is_raised_here(three):
+    def work(number):
+        if number == 8:
+            raise ValueError("the eighth")
+        return number
+
+    with pytest.raises(ValueError, match="the eighth"):
+        each(work, range(9))
+
+
+def test_a_process_with_a_second_thread_is_not_forked(three, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(side_by_side, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(side_by_side, "cores", lambda: 3)
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait)
+    thread.start()
+    try:
+        assert {pid for _, pid in each(doubled, range(9))} == {os.getpid()}
+    finally:
+        go_on.set()
+        thread.join()
