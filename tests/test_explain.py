@@ -6,9 +6,10 @@ import pytest
 
 import sample_run
 from families import make, safetensors
-from forging import rewrite
-from lockstep.catalog import events, tombstones
+from forging import edit_json, rewrite
+from lockstep.catalog import events, exports, tombstones
 from lockstep.catalog.manifest import write_manifest
+from lockstep.cli import export as export_command
 from lockstep.cli import main
 
 
@@ -262,6 +263,44 @@ def test_what_a_header_says_of_itself_leads_nowhere_else(family, tmp_path, capsy
     (tmp_path / "ex.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     code, text = lockstep(capsys, run.catalog, tmp_path / "ex.safetensors")
     assert code == 1 and why in text and text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+@pytest.mark.parametrize("removed", [False, True])
+def test_exports_lead_to_their_run_by_the_note_that_was_made_of_them(
+    family, tmp_path, capsys, form, removed, monkeypatch
+):
+    monkeypatch.setattr(
+        export_command, "_as_pt", lambda source, target: target.write_bytes(source.read_bytes()[::-1])
+    )
+    run, file = family[2], tmp_path / f"weights.{form}"
+    assert main(["export", str(run.path), "--format", form, "--output", str(file), "--step", "10"]) == 0
+    if removed:
+        assert main(["gc", "--catalog", str(run.catalog), "--tag", "tag of child", "--apply"]) == 0
+    capsys.readouterr()
+    code, text = lockstep(capsys, run.catalog, file)
+    assert code == 0 and "export of checkpoint step-00000010 of run child" in text
+    assert "from        resumed from parent" in text
+    assert ("status      collected" in text) == removed
+    file.write_bytes(file.read_bytes() + b" ")
+    assert lockstep(capsys, run.catalog, file)[0] == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"run_id": "../child"}, {"checkpoint": "../x"}, {"sha256": "0" * 64}, {"manifest_sha256": 3}, {"of": "\x1b[31m"},
+    {"tensors": "<b>"}, {"run_id": "nobody"},
+])  # fmt: skip
+def test_a_forged_note_of_an_export_leads_nowhere(family, tmp_path, capsys, change):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"PK weights")
+    exports.note(family[2], family[2].checkpoints / "step-00000010", file, exports.WEIGHTS, 2)
+    (path,) = (family[2].catalog / ".exports").iterdir()
+    assert lockstep(capsys, family[2].catalog, file)[0] == 0
+    edit_json(path, lambda said: said.update(change))
+    status, text = lockstep(capsys, family[2].catalog, file)
+    assert status == 1
+    assert "export of" not in text or "neither a record nor a tombstone" in text
+    assert text.replace("\n", "").isprintable() and "status" not in text
 
 
 def test_a_pt_file_that_no_run_holds_says_what_was_not_tried(family, tmp_path, capsys):

@@ -13,8 +13,8 @@ from lockstep.files import printable
 
 MOST_SHOWN = 10
 NO_NAME = (
-    "a .pt that lockstep export wrote names no run, and was not compared with any checkpoint: "
-    "export it as .safetensors, which says where it is from"
+    "a .pt names no run, and this catalog has no note of having exported it; it was not compared with any checkpoint. "
+    "A .safetensors that lockstep export writes says where it is from, in any catalog"
 )
 PACKAGES = ("python", "torch", "lockstep", "numpy")
 
@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         output.write_json(found)
     else:
         _write(found, catalog)
-    return int(not found["held_by"] and not at(found, "exported", "same"))
+    leads_back = at(found, "exported", "same") and at(found, "exported", "from")
+    return int(not found["held_by"] and not leads_back)
 
 
 def _write(found: dict[str, Any], catalog: Path) -> None:
@@ -53,7 +54,7 @@ def _write(found: dict[str, Any], catalog: Path) -> None:
             _write_exported(found["exported"])
         if found["similar"]:
             output.write_line(f"  {_similar(found['similar'])}")
-        if Path(found["path"]).suffix == ".pt":
+        if Path(found["path"]).suffix == ".pt" and not found["exported"]:
             output.write_line(f"  {NO_NAME}")
         return
     for each in found["held_by"][:MOST_SHOWN]:
@@ -74,7 +75,14 @@ def _write_exported(said: dict[str, Any]) -> None:
         output.write_line(f"  its header says that it was exported from {whose}, which cannot be compared:")
         output.write_line(f"  {cell(said['why'], 400)}")
         return
-    if said["same"]:
+    if said.get("written"):
+        when = show_moment(moment(said["written"]))
+        what = f"{said['of']}, {said['tensors']:,} tensors"
+        output.write_line(f"  it is an export of {whose}: {what}, as was noted when it was written, {when}")
+        if said["from"] is None:
+            output.write_line("  of that run neither a record nor a tombstone is left here")
+            return
+    elif said["same"]:
         tensors = f"all {said['tensors']:,} tensors are the same by SHA-256"
         output.write_line(f"  it is an export of {whose}: {said['of']}, {tensors}")
     else:

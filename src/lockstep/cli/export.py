@@ -105,6 +105,8 @@ def _weights(found: Run, arguments: argparse.Namespace) -> int:
             _as_pt(between, made)
             made.chmod(0o644)
             made.replace(target)
+    noted = importlib.import_module("lockstep.catalog.exports")
+    noted.note(found, checkpoint, target, noted.AVERAGE if arguments.ema else noted.WEIGHTS, count)
     told = {
         "path": str(target),
         "checkpoint": checkpoint.name,

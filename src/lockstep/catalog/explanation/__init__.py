@@ -27,14 +27,15 @@ def explain(catalog: Path, path: Path) -> dict[str, Any]:
     """All that the catalog knows of a file or a folder. Raises UsageError where there is nothing to explain.
 
     ``held_by`` has the run that made it first; ``similar`` says, where no run holds it, of which run's file it
-    is a part or a changed copy, and ``exported`` what a file of exported weights says of itself and whether that
-    holds; ``findings`` is what a checkpoint's folder differs in from its own manifest.
+    is a part or a changed copy, and ``exported`` of which checkpoint it is the exported weights, by its own word, which
+    is compared, or by the note that was made when it was written; ``findings`` is what a checkpoint's folder differs in
+    from its own manifest.
     """
     path, catalog = path.absolute(), catalog.resolve()
     targets, findings = _targets(path)
     holdings = find_holders(catalog, targets)
     largest = targets[0]
-    said = exported(catalog, largest.path) if path.is_file() and not holdings else None
+    said = exported(catalog, largest) if path.is_file() and not holdings else None
     described = [_described(catalog, each) for each in holdings[:MOST_DESCRIBED]]
     return {
         "path": str(path),

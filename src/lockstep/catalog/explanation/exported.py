@@ -1,18 +1,18 @@
-"""Whether a .safetensors file is what it says in its header: the exported weights of a run's checkpoint.
+"""Whether a file is the exported weights of a run's checkpoint.
 
-No record holds the bytes of an export, so it is compared tensor by tensor. The header is anybody's word: it only
-says where to look.
+No run holds the bytes of an export. A .safetensors file says in its header which checkpoint it was made of, and is
+compared with it tensor by tensor: the header is anybody's word, and only says where to look. Other files, and those of
+runs that were removed, are known by the note that was made when they were written.
 """
 
 import hashlib
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import lineage
-from lockstep.catalog.explanation.holders import Holding, created_of
+from lockstep.catalog import exports, lineage
+from lockstep.catalog.explanation.holders import Holding, Target, created_of, find_holders
 from lockstep.catalog.export import plain_weights
 from lockstep.catalog.export.plain_weights import Piece, Whole
 from lockstep.catalog.manifest import MANIFEST, digest_of_file, verify_folder
@@ -22,10 +22,28 @@ from lockstep.errors import CorruptRecord, UsageError
 from lockstep.files import CHUNK_BYTES, open_plain
 
 MOST_NAMED = 20
-_CHECKPOINT = re.compile(r"step-([0-9]{8,15})")
 
 
-def exported(catalog: Path, path: Path) -> tuple[dict[str, Any], Holding | None] | None:
+def exported(catalog: Path, target: Target) -> tuple[dict[str, Any], Holding | None] | None:
+    """What is known of it as an export; None where nothing is. The holding is the checkpoint's, if any."""
+    said = _by_its_header(catalog, target.path)
+    return said if said is not None and said[0]["same"] else _by_its_note(catalog, target) or said
+
+
+def _by_its_note(catalog: Path, target: Target) -> tuple[dict[str, Any], Holding | None] | None:
+    said = exports.find(catalog, target.sha256)
+    if said is None:
+        return None
+    # The size counts only where no manifest tells the digest, and every checkpoint's is in a seal or stands by itself.
+    holdings = find_holders(catalog, [Target(target.path, said["manifest_sha256"], -1)])
+    holding = next((each for each in holdings if each.run_id == said["run_id"]), None)
+    named = exports.CHECKPOINT.fullmatch(said["checkpoint"])
+    assert named is not None
+    keys = ("run_id", "checkpoint", "of", "tensors", "written")
+    return {key: said.get(key) for key in keys} | {"same": True, "why": None, "step": int(named[1])}, holding
+
+
+def _by_its_header(catalog: Path, path: Path) -> tuple[dict[str, Any], Holding | None] | None:
     """What the file says that it is and what was found; None for one that does not say so.
 
     The holding is that of the checkpoint, where there is one to compare with.
@@ -39,7 +57,7 @@ def exported(catalog: Path, path: Path) -> tuple[dict[str, Any], Holding | None]
     if not isinstance(run_id, str) or not isinstance(name, str):
         return None
     found: dict[str, Any] = {"run_id": run_id, "checkpoint": name, "same": False, "why": None}
-    named = _CHECKPOINT.fullmatch(name)
+    named = exports.CHECKPOINT.fullmatch(name)
     if not RUN_ID.fullmatch(run_id) or run_id == "latest" or named is None:
         return found | {"why": "these are no names of a run and of a checkpoint"}, None
     found["step"] = int(named[1])
@@ -70,7 +88,7 @@ def _not_there(catalog: Path, run_id: str, checkpoint: Path) -> str | None:
 def _compared(path: Path, tensors: dict[str, safetensors_file.Tensor], checkpoint: Path) -> dict[str, Any]:
     """With the weights, and where they are others with their moving average; of the two the nearer one counts."""
     best: dict[str, Any] = {}
-    for of, average in (("weights", False), ("moving average of the weights", True)):
+    for of, average in ((exports.WEIGHTS, False), (exports.AVERAGE, True)):
         try:
             kept = plain_weights.weights(checkpoint, average)
         except UsageError:
