@@ -88,3 +88,19 @@ def test_channels_last_is_the_same_training_and_the_processor_reports_no_device_
     assert bits(run) == bits(plain)  # no image among these inputs
     assert read_json(run.plan)["device"] == "cpu"
     assert read_json_lines(run.metrics_file(0))[-1]["peak_device_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (
+            ("data=own_data:images", "data.count=60", "model={name: resnet, stem: cifar, width: 4, norm: batch}",
+             "training.micro_batch_size=1"),
+            r"a batch normalisation was given a single sample.* on rank \d .*model.norm=group",
+        ),
+        (("model=own_models:reentrant",), r"ddp: on rank \d the gradient of a parameter came twice.*use_reentrant"),
+    ],
+)  # fmt: skip
+def test_what_torch_says_in_its_own_terms_is_said_with_what_to_change(server, tmp_path, words, told):
+    with pytest.raises(RunFailed, match=told):
+        train(server, tmp_path, *words, "training.epochs=1")

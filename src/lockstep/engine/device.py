@@ -1,8 +1,6 @@
 """The device that a rank computes on: one GPU for each rank, or the processor's cores."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -77,25 +75,3 @@ class OnDevice(Batches):
 def peak_bytes(device: torch.device) -> int | None:
     """The most GPU memory that tensors of this process ever took; None on the processor."""
     return None if device == HOST else torch.cuda.max_memory_allocated(device)
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether it was for want of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-@contextlib.contextmanager
-def exhaustion_in_words(where: str) -> Iterator[None]:
-    """Say what to change where memory runs out: of a GPU, or of the host in one allocation."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        first = str(error).partition("\n")[0]
-        raise RunFailed(
-            f"memory ran out {where}: {first}. Try a smaller training.micro_batch_size, "
-            "training.activation_checkpointing=true, training.precision=bf16, distributed.strategy=fsdp, which shares "
-            "the weights out, or a smaller model",
-            "out of memory",
-        ) from error

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
+from lockstep.engine.advice import errors_in_words
 from lockstep.engine.checkpoint import Checkpoint
-from lockstep.engine.device import HOST, choose, exhaustion_in_words, placed
+from lockstep.engine.device import HOST, choose, placed
 from lockstep.engine.features import Features, open_splits
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.optimizers import PRECISIONS
@@ -33,7 +34,7 @@ def main(index: int, run_path: str, parent_pid: int) -> None:
     with launched(run, index, run.logs / LOG, parent_pid):
         parameters, plan = read(run.parameters, []), read_json(run.plan)
         torch.set_num_threads(plan["cores"])
-        with exhaustion_in_words("in the evaluation"):
+        with errors_in_words("in the evaluation"):
             device = choose(plan, 0, parameters.training)  # the ranks have ended and left it
             write_json(run.live / RESULT, evaluate_run(run, parameters, device))
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lockstep.engine.device import ran_out
+from lockstep.engine.advice import ran_out
 from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
 from lockstep.strategies._ema import aliases

@@ -20,8 +20,9 @@ from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine import lazy_dynamo
 from lockstep.engine.activations import drop_activations
+from lockstep.engine.advice import errors_in_words
 from lockstep.engine.batches import Batches
-from lockstep.engine.device import HOST, OnDevice, choose, exhaustion_in_words, peak_bytes, placed
+from lockstep.engine.device import HOST, OnDevice, choose, peak_bytes, placed
 from lockstep.engine.divergence import Watch
 from lockstep.engine.features import open_splits
 from lockstep.engine.fitting import check_model, load_weights
@@ -138,7 +139,7 @@ def work(
     batches = Batches(*splits["train"], parameters.seed, training.global_batch_size, strategy.shard())
     if device != HOST or training.channels_last:
         batches = OnDevice(batches, device, training.channels_last)
-    with exhaustion_in_words(f"on rank {index}"):
+    with errors_in_words(f"on rank {index}"):
         build_model(run, parameters, strategy, batches, device)
         job = Job(
             run=run,
