@@ -296,6 +296,15 @@ def tempered(input_shape, num_classes):
     return Tempered(input_shape[0], num_classes)
 
 
+def bent(input_shape, num_classes):
+    """A weight between two layers that are cut: each rank's columns give it a part of its gradient."""
+    model = nn.Sequential(
+        nn.Linear(input_shape[0], 16), nn.PReLU(), nn.Linear(16, 8), nn.PReLU(), nn.Linear(8, num_classes)
+    )
+    model.tensor_plan = {"0": "colwise", "2": "rowwise"}
+    return model
+
+
 class Counting(nn.Module):
     """Its outputs depend on how often it was called in training, which it counts in a buffer."""
 

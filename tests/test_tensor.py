@@ -282,3 +282,12 @@ def test_what_cannot_be_cut_is_refused_in_words():
         check_sizes(tokens, plan_of(tokens), 2)
     with pytest.raises(RunFailed, match="data_parallel: found 3 for 4 ranks, allowed: 1, 2, 4"):
         _group_size(4, 3)
+
+
+@pytest.mark.parametrize("ranks, groups", [(2, 1), slow(4, 2)])
+def test_a_weight_between_cut_layers_of_which_ranks_see_a_part_each_is_named_and_not_trained_wrongly(
+    server, tmp_path, ranks, groups
+):
+    with pytest.raises(RunFailed, match=r"tensor: the gradient of 1\.weight is another on each rank") as told:
+        train(server, tmp_path, "model=own_models:bent", *grid(ranks, groups))
+    assert "3.weight" not in str(told.value)  # which stands behind both

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -34,6 +34,7 @@ from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._joining import join
 from lockstep.strategies._state import Slices, State, Stored
+from lockstep.strategies._tensor_alike import Alike, divided_by
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, open_transport
@@ -61,6 +62,7 @@ class Tensor(Strategy):
         self._parts: Parts | None = None
         self._draws: Draws | None = None
         self._numbers = Numbers(self.module, group.world_size)
+        self._alike = Alike(self.module, self.column, self.size)
         self._sent: SentBytes | None = None
         self._sent_before = 0
 
@@ -109,6 +111,7 @@ class Tensor(Strategy):
         self.module = self.model = module
         self._parts = Parts(module)
         self._numbers = Numbers(module, self.group.world_size)
+        self._alike = Alike(module, self.column, self.size)
         if device.type == "cpu":
             self._sent = SentBytes()
         return self.model
@@ -167,8 +170,10 @@ class Tensor(Strategy):
         mine = [g for (p, _), g in zip(held_here, gradients, strict=True) if self._is_mine(p) and g.numel()]
         squares = float(nn.utils.get_total_norm(mine)) ** 2 if mine else 0.0
         # Every rank tells its gradient of a single number: those of a group are alike, and the mean is that of groups.
-        told = self.total(torch.tensor([squares, *self._numbers.told()], dtype=torch.float64))
-        single = self._numbers.take(told[1:])
+        columns = self._alike.squares()
+        told = self.total(torch.tensor([squares, *columns, *self._numbers.told()], dtype=torch.float64))
+        self._alike.check(told[1 : 1 + self.size], self.total)
+        single = self._numbers.take(told[1 + self.size :])
         norm = math.sqrt(float(told[0]) + sum(float(gradient) ** 2 for gradient in single))
         gradients += single
         value = self.passes.loss_scale.undo(gradients, norm)
@@ -180,12 +185,7 @@ class Tensor(Strategy):
 
     def _is_mine(self, parameter: torch.Tensor) -> bool:
         """Whether this rank is the one, of those that hold the same elements, which counts and saves them."""
-        divided = set()
-        if isinstance(parameter, DTensor):
-            names = parameter.device_mesh.mesh_dim_names or ()
-            divided = {
-                n for n, way in zip(names, parameter.placements, strict=True) if not way.is_replicate()
-            }
+        divided = divided_by(parameter)
         return ("tensor" in divided or self.column == 0) and ("data" in divided or self.row == 0)
 
     def _bytes(self) -> int:
