@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lockstep.catalog import events, index, listing, side_by_side, status
+from lockstep.catalog.facts import facts_of
 from lockstep.catalog.query import Query, ask
 from lockstep.catalog.report.history import seconds_in, told_by
 from lockstep.catalog.run import Run
@@ -292,6 +294,36 @@ def test_the_figures_of_a_run_that_ended_are_those_of_its_end_and_otherwise_of_i
         events.append(run, "finished", status="succeeded", figures=odd)
         (row,) = ask(catalog, Query(["run=ended"])).rows
         assert row["accuracy"] is None
+
+
+LINES = st.one_of(
+    st.builds(
+        lambda name, time, more: json.dumps({"event": name, "time": time, "previous": "0" * 64, **more}),
+        st.sampled_from(["created", "started", "step_started", "step_finished", "finished", "sealed", "odd"]),
+        st.none() | st.just("no time") | st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2)).map(str),
+        st.sampled_from([
+            {}, {"status": "failed"}, {"status": "succeeded", "figures": {"loss": 1.5}}, {"attempt": 2},
+            {"tag": "\u00fc"}, {"tag": '"event"'}, {"event ": "started"}, {"summary": {"strategy": "ddp"}},
+        ]),
+    ),
+    st.sampled_from([
+        "", "torn", '{"event": "started", "time": "2026-01-01', '{"event": "finished"}', '{"event": "step_started"',
+        '{"event":"started","previous":""}', '{"event": "step_started", "time": 3, "previous": ""}',
+        '{"event": "sealed", "event": "started", "previous": ""}', ' {"event": "started", "previous": ""}',
+        '{"event": "sealed", "\\u0065vent": "started", "previous": ""}',
+        '{"event": "finished", "status": "succeeded", "time": 3, "previous": ""} ',
+    ]),
+)  # fmt: skip
+
+
+@MANY
+@given(st.lists(LINES, max_size=10), st.booleans())
+def test_facts_are_the_same_from_the_outline_of_a_history_and_from_all_of_it(tmp_path, lines, closed):
+    run = Run(tmp_path)
+    run.events.write_text("\n".join(lines) + "\n" * closed)
+    quick = facts_of(run)
+    with mock.patch.object(events, "outline", events.read):
+        assert facts_of(run) == quick
 
 
 TIMES = st.none() | st.just("no time") | st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2)).map(str)

@@ -148,6 +148,18 @@ def read_plain(path: Path, limit: int, depth: int = 1) -> bytes:
     return content
 
 
+def read_beginning(path: str, limit: int) -> bytes:
+    """At most so many bytes of a plain file, by the shortest way: lists read ten thousand. Raises OSError as above."""
+    descriptor = os.open(path, _PLAIN)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", path)
+        return os.read(descriptor, min(limit, found.st_size))
+    finally:
+        os.close(descriptor)
+
+
 def read_object(path: Path, depth: int = 1, limit: int = LARGEST_OBJECT_BYTES) -> dict[str, Any]:
     """A JSON object from a plain file; empty where it is missing, torn, too large or anything else."""
     try:

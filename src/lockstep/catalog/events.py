@@ -13,19 +13,23 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from lockstep.catalog.report.values import moment
 from lockstep.catalog.run import Run
-from lockstep.files import fsync_folder, open_plain
+from lockstep.files import fsync_folder, read_beginning
 
 NO_PREVIOUS = "0" * 64
 LONGEST_READ = 16 << 20  # far above any real history; a reader need not swallow what is none
 MOST_READ = 20_000  # lines; of more than that, the first and the last are looked at
 _RESERVED = {"event", "time", "previous"}
 _first_value = json.JSONDecoder().raw_decode  # json.loads without what it does around it, which takes as long
+_STEPS = (b'{"event": "step_started"', b'{"event": "step_finished"')
+_ENDS = (b'{"event": "created"', b'{"event": "started"', b'{"event": "finished"')
 _one_at_a_time = threading.Lock()  # a run has one writing process; its threads take turns
 
 
@@ -69,6 +73,43 @@ def read(run: Run) -> list[dict[str, Any]]:
     return [event for event in map(_parse, _some_lines(run)) if event is not None]
 
 
+def outline(run: Run) -> list[dict[str, Any]]:
+    """Of ``read`` the first event, and those that say when and how the attempts began and ended: for lists.
+
+    An attempt that has no end is given the last step that it noted. Lines that ``append`` writes can be told from each
+    other by how they begin; where any is not of that form, this is all that ``read`` gives.
+    """
+    content = _content(run, LONGEST_READ)
+    lines = [line for line in content.split(b"\n") if line.startswith(b'{"event": "')]
+    # As many as there are names of the key: none stands elsewhere, and none is spelt with escapes.
+    if content.count(b'"event"') != len(lines) or b"\\u00" in content or len(lines) > MOST_READ:
+        return read(run)
+    found: list[dict[str, Any]] = []
+    steps: list[bytes] = []  # of the attempt that goes on
+    begun = False
+    for line in lines:
+        is_step = line.startswith(_STEPS)
+        if is_step and begun:
+            steps.append(line)
+            continue
+        if (found and not is_step and not line.startswith(_ENDS)) or (event := _parse(line)) is None:
+            continue
+        if event["event"] in ("started", "finished"):
+            found += _last_with_time(steps)
+            steps = []
+        begun = begun or is_step or event["event"] == "started"
+        found.append(event)
+    return found + _last_with_time(steps)
+
+
+def _last_with_time(lines: list[bytes]) -> list[dict[str, Any]]:
+    for line in reversed(lines):
+        event = _parse(line)
+        if event is not None and moment(event.get("time")) is not None:
+            return [event]
+    return []
+
+
 def torn_lines(run: Run) -> int:
     """How many lines are no event: writes that a kill cut short, or that were damaged."""
     return sum(_parse(line) is None for line in _some_lines(run) if line)
@@ -102,11 +143,9 @@ def check_chain(run: Run) -> list[str]:
     return findings
 
 
-def _content(run: Run, limit: int = -1) -> bytes:
+def _content(run: Run, limit: int = sys.maxsize) -> bytes:
     try:
-        with open_plain(run.events) as file:
-            # No more than there is: room for all of a large limit would be made and given back.
-            return file.read(limit if limit < 0 else min(limit, os.fstat(file.fileno()).st_size))
+        return read_beginning(f"{run.path}/events.jsonl", limit)
     except OSError:
         return b""
 

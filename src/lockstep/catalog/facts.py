@@ -83,7 +83,7 @@ def figures_of(results: dict[str, Any]) -> dict[str, float | None]:
 
 def facts_of(run: Run) -> Facts:
     """Read one run's history, and its results where the history does not repeat them."""
-    history = events.read(run)
+    history = events.outline(run)
     state, process = status.recorded(history)
     created: dict[str, Any] = next((event for event in history if event["event"] == "created"), {})
     summary, parent = created.get("summary"), created.get("parent")

@@ -42,11 +42,13 @@ class Index:
         self._noted = _notes(catalog, kind)
         self._old = {**self._load(), **self._noted}
         self._new: dict[str, Entry] = {}
-        self._ahead: dict[str, Entry] = {}
+        self._ahead: dict[str, list[Any]] = {}  # signature, time of the last change, value
         self._added = 0
 
     def get(self, run_id: str, files: tuple[str, ...], read: Callable[[], Any]) -> Any:
         """What ``read`` gives for a run, or gave when these files were as they are now."""
+        if run_id in self._ahead:
+            return self._take(run_id, *self._ahead.pop(run_id))
         signature, youngest = signature_of(files)
         asked_before = self._new.get(run_id)
         entry = asked_before or self._old.get(run_id)
@@ -55,14 +57,11 @@ class Index:
             self._new[run_id] = entry
             self._added += asked_before is None and run_id in self._noted
             return entry[1]
-        # Read between two looks at the files: what changed meanwhile is not what the signature stands for.
-        ahead = self._ahead.pop(run_id, None)
-        if ahead is not None and ahead[0] == signature:
-            value, same = ahead[1], True
-        else:
-            value = read()
-            same = signature_of(files)[0] == signature
-        if same and youngest < self._settled_before:
+        return self._take(run_id, signature, youngest, read())
+
+    def _take(self, run_id: str, signature: str, youngest: float, value: Any) -> Any:
+        """Keep what was read after the signature was taken: what has changed between the two no longer fits it."""
+        if youngest < self._settled_before:
             self._new[run_id] = [signature, value]
             self._added += 1
         return value
@@ -86,8 +85,8 @@ class Index:
         if len(wanted) < WORTH_A_PROCESS:
             return
 
-        def entry(run_id: str) -> Entry:
-            return [signature_of(files[run_id])[0], read(run_id)]
+        def entry(run_id: str) -> list[Any]:
+            return [*signature_of(files[run_id]), read(run_id)]
 
         self._ahead = dict(zip(wanted, each(entry, wanted), strict=True))
 

@@ -1,6 +1,7 @@
 """`lockstep list`: the runs of the catalog, newest first, or those that are asked for."""
 
 import argparse
+import gc
 from pathlib import Path
 
 from lockstep.catalog.list_text import table
@@ -55,7 +56,15 @@ def catalog_of(arguments: argparse.Namespace) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the list."""
+    """Print the list. All that it makes lives to its end: looking for garbage would take a tenth of the time."""
+    gc.disable()
+    try:
+        return _list(arguments)
+    finally:
+        gc.enable()
+
+
+def _list(arguments: argparse.Namespace) -> int:
     catalog = catalog_of(arguments)
     query = Query(
         arguments.where, arguments.tag, arguments.status, arguments.since, arguments.sort, arguments.limit
