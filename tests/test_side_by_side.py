@@ -49,6 +49,14 @@ def test_what_a_process_does_not_bring_home_is_worked_out_here(three, monkeypatc
             os.waitpid(pid, os.WNOHANG)  # none of them is left
 
 
+@pytest.mark.parametrize("call", ["fork", "pipe"])
+def test_where_no_process_can_be_started_all_is_worked_out_here(three, monkeypatch, call):
+    monkeypatch.setattr(os, call, lambda: (_ for _ in ()).throw(BlockingIOError(11, "no more")))
+    before = os.listdir("/proc/self/fd")
+    assert each(doubled, range(9)) == [doubled(number) for number in range(9)]
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_an_error_is_raised_here(three):
     def work(number):
         if number == 8:

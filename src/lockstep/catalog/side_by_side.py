@@ -29,7 +29,7 @@ def each(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
     forks = [_fork(work, share) for share in shares]
     found = [work(item) for item in own]
     for share, fork in zip(shares, forks, strict=True):
-        brought = _brought(*fork)
+        brought = _brought(*fork) if fork else None
         found += brought if brought is not None else [work(item) for item in share]
     return found
 
@@ -38,10 +38,18 @@ def _alone() -> bool:
     return threading.active_count() == 1
 
 
-def _fork(work: Callable[[T], Any], share: Sequence[T]) -> tuple[int, int]:
-    """A process that works on a share; its pid, and where to read what it found."""
-    reading, writing = os.pipe()
-    pid = os.fork()
+def _fork(work: Callable[[T], Any], share: Sequence[T]) -> tuple[int, int] | None:
+    """A process that works on a share; its pid, and where to read what it found. None where there can be no more."""
+    try:
+        reading, writing = os.pipe()
+    except OSError:
+        return None
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        return None
     if pid:
         os.close(writing)
         return pid, reading
