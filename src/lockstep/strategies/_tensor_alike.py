@@ -14,12 +14,10 @@ from torch.distributed.tensor import DTensor
 from lockstep.errors import RunFailed
 from lockstep.strategies._dtensors import local
 
-WORTH_A_LOOK = (
-    1e-9  # the share by which sums of squares differ; of the same values in the same order they do not
-)
-DIFFERENT = (
-    1e-3  # the share by which one weight's must differ to be another: far above rounding, far below a part
-)
+# Shares by which sums of squares differ. Of the same values in the same order they do not; and of one weight they must
+# differ by far more than rounding, and by less than a part does.
+WORTH_A_LOOK = 1e-9
+DIFFERENT = 1e-3
 
 
 def divided_by(parameter: Tensor) -> set[str]:
