@@ -57,14 +57,23 @@ def test_where_no_process_can_be_started_all_is_worked_out_here(three, monkeypat
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_an_error_is_raised_here(three):
+@pytest.mark.parametrize("where", [0, 4, 8])
+def test_an_error_is_raised_here_and_ends_the_others(three, monkeypatch, where):
+    forks, fork = [], os.fork
+    monkeypatch.setattr(os, "fork", lambda: forks.append(fork()) or forks[-1])
+
     def work(number):
-        if number == 8:
-            raise ValueError("the eighth")
+        if number == where:
+            raise ValueError("that one")
         return number
 
-    with pytest.raises(ValueError, match="the eighth"):
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ValueError, match="that one"):
         each(work, range(9))
+    assert os.listdir("/proc/self/fd") == before and len(forks) == 2
+    for pid in forks:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def test_a_process_with_a_second_thread_is_not_forked(three, monkeypatch):

@@ -3,6 +3,7 @@
 import itertools
 import marshal
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -27,10 +28,17 @@ def each(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
     bounds = [len(items) * number // count for number in range(count + 1)]
     own, *shares = [items[start:stop] for start, stop in itertools.pairwise(bounds)]
     forks = [_fork(work, share) for share in shares]
-    found = [work(item) for item in own]
-    for share, fork in zip(shares, forks, strict=True):
-        brought = _brought(*fork) if fork else None
-        found += brought if brought is not None else [work(item) for item in share]
+    try:
+        found = [work(item) for item in own]
+        for number, share in enumerate(shares):
+            fork, forks[number] = forks[number], None
+            brought = _brought(*fork) if fork else None
+            found += brought if brought is not None else [work(item) for item in share]
+    finally:
+        for pid, reading in filter(None, forks):  # a Ctrl-C, an error: nobody needs them any more
+            os.close(reading)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
     return found
 
 
