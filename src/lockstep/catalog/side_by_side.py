@@ -1,5 +1,6 @@
 """Reading many records at once: in as many processes as there are cores, where that is quicker than in one."""
 
+import contextlib
 import itertools
 import marshal
 import os
@@ -31,14 +32,17 @@ def each(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
     try:
         found = [work(item) for item in own]
         for number, share in enumerate(shares):
-            fork, forks[number] = forks[number], None
+            fork = forks[number]
             brought = _brought(*fork) if fork else None
+            forks[number] = None
             found += brought if brought is not None else [work(item) for item in share]
     finally:
         for pid, reading in filter(None, forks):  # a Ctrl-C, an error: nobody needs them any more
-            os.close(reading)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with contextlib.suppress(OSError):  # it was being waited for
+                os.close(reading)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
     return found
 
 
