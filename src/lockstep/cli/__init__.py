@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lockstep import __version__
 from lockstep.cli.guard import guarded
+from lockstep.errors import Interrupted
 
 COMMANDS = {
     "run": "train what a parameter file describes, and record it",
@@ -29,6 +30,13 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # while the command was still being imported
+        return Interrupted.exit_status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a module here, once imported
     if words[:1] == [
         "run"
