@@ -288,7 +288,7 @@ def test_exports_lead_to_their_run_by_the_note_that_was_made_of_them(
 
 @pytest.mark.parametrize("change", [
     {"run_id": "../child"}, {"checkpoint": "../x"}, {"sha256": "0" * 64}, {"manifest_sha256": 3}, {"of": "\x1b[31m"},
-    {"tensors": "<b>"}, {"run_id": "nobody"},
+    {"tensors": "<b>"}, {"run_id": "nobody"}, {"written": None}, {"tensors": -5}, {"checkpoint": "step-00000020"},
 ])  # fmt: skip
 def test_a_forged_note_of_an_export_leads_nowhere(family, tmp_path, capsys, change):
     file = tmp_path / "weights.pt"

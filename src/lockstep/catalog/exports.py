@@ -5,12 +5,14 @@ A file of weights that went out into the world holds other bytes than the checkp
 """
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from lockstep.catalog import events
 from lockstep.catalog.manifest import MANIFEST, digest_of_file
+from lockstep.catalog.report.values import moment
 from lockstep.catalog.run import RUN_ID, Run
 from lockstep.files import fsync_folder, read_object, write_json
 
@@ -24,6 +26,9 @@ def note(run: Run, checkpoint: Path, file: Path, of: str, tensors: int) -> None:
     """Note a file that has just been written. A catalog that cannot be written to goes without."""
     with contextlib.suppress(OSError):
         folder = run.catalog / FOLDER
+        # Another user's catalog gets no files of ours, and no link leads out of one.
+        if run.catalog.stat().st_uid != os.geteuid() or folder.is_symlink():
+            return
         folder.mkdir(exist_ok=True)
         digest = digest_of_file(file)
         write_json(
@@ -55,6 +60,9 @@ def find(catalog: Path, sha256: str) -> dict[str, Any] | None:
         and isinstance(manifest, str)
         and _SHA256.fullmatch(manifest) is not None
         and said.get("of") in (WEIGHTS, AVERAGE)
+        and run_id != "latest"
         and type(said.get("tensors")) is int
+        and said["tensors"] >= 0
+        and moment(said.get("written")) is not None
     )
     return said if whole else None

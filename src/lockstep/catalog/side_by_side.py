@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from lockstep.linux import cores
+from lockstep.linux import cores, die_with_parent
 
 WORTH_A_PROCESS = 500  # items; for fewer, starting one costs more than it saves
 MOST_PROCESSES = 8
@@ -56,6 +56,7 @@ def _fork(work: Callable[[T], Any], share: Sequence[T]) -> tuple[int, int] | Non
         reading, writing = os.pipe()
     except OSError:
         return None
+    parent = os.getpid()
     try:
         pid = os.fork()
     except OSError:
@@ -66,6 +67,7 @@ def _fork(work: Callable[[T], Any], share: Sequence[T]) -> tuple[int, int] | Non
         os.close(writing)
         return pid, reading
     try:
+        die_with_parent(parent)
         os.close(reading)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(marshal.dumps([work(item) for item in share]))
@@ -76,7 +78,8 @@ def _fork(work: Callable[[T], Any], share: Sequence[T]) -> tuple[int, int] | Non
 def _brought(pid: int, reading: int) -> list[Any] | None:
     with os.fdopen(reading, "rb") as pipe:
         content = pipe.read()
-    os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):  # reaped already, where the kernel was told to
+        os.waitpid(pid, 0)
     try:
         found = marshal.loads(content)  # written by our own fork, a moment ago
     except (EOFError, ValueError, TypeError):

@@ -72,7 +72,9 @@ def _write_exported(said: dict[str, Any]) -> None:
     """What the header says, and whether the checkpoint that it names has these tensors."""
     whose = f"checkpoint {cell(said['checkpoint'])} of run {cell(said['run_id'], 64)}"
     if said["why"]:
-        output.write_line(f"  its header says that it was exported from {whose}, which cannot be compared:")
+        output.write_line(
+            f"  it says, or was noted, that it was exported from {whose}, which cannot be compared:"
+        )
         output.write_line(f"  {cell(said['why'], 400)}")
         return
     if said.get("written"):
@@ -80,7 +82,7 @@ def _write_exported(said: dict[str, Any]) -> None:
         what = f"{said['of']}, {said['tensors']:,} tensors"
         output.write_line(f"  it is an export of {whose}: {what}, as was noted when it was written, {when}")
         if said["from"] is None:
-            output.write_line("  of that run neither a record nor a tombstone is left here")
+            output.write_line("  neither a record nor a tombstone here has that checkpoint (any more)")
             return
     elif said["same"]:
         tensors = f"all {said['tensors']:,} tensors are the same by SHA-256"

@@ -27,20 +27,31 @@ MOST_NAMED = 20
 def exported(catalog: Path, target: Target) -> tuple[dict[str, Any], Holding | None] | None:
     """What is known of it as an export; None where nothing is. The holding is the checkpoint's, if any."""
     said = _by_its_header(catalog, target.path)
-    return said if said is not None and said[0]["same"] else _by_its_note(catalog, target) or said
+    noted = exports.find(catalog, target.sha256)
+    if noted is None:
+        return said
+    checkpoint = Run(catalog / noted["run_id"]).checkpoints / noted["checkpoint"]
+    # A note is a word only: what is still there was compared, or says itself that it was changed.
+    if said is not None and checkpoint.exists():
+        return said
+    return _by_its_note(catalog, target, noted, checkpoint)
 
 
-def _by_its_note(catalog: Path, target: Target) -> tuple[dict[str, Any], Holding | None] | None:
-    said = exports.find(catalog, target.sha256)
-    if said is None:
-        return None
+def _by_its_note(
+    catalog: Path, target: Target, said: dict[str, Any], checkpoint: Path
+) -> tuple[dict[str, Any], Holding | None]:
     # The size counts only where no manifest tells the digest, and every checkpoint's is in a seal or stands by itself.
     holdings = find_holders(catalog, [Target(target.path, said["manifest_sha256"], -1)])
-    holding = next((each for each in holdings if each.run_id == said["run_id"]), None)
+    place = f"checkpoints/{checkpoint.name}/{MANIFEST}"
+    fitting = (each for each in holdings if each.run_id == said["run_id"] and place in each.files)
+    holding = next(fitting, None)
     named = exports.CHECKPOINT.fullmatch(said["checkpoint"])
     assert named is not None
     keys = ("run_id", "checkpoint", "of", "tensors", "written")
-    return {key: said.get(key) for key in keys} | {"same": True, "why": None, "step": int(named[1])}, holding
+    found = {key: said.get(key) for key in keys} | {"same": True, "why": None, "step": int(named[1])}
+    if checkpoint.exists() and (findings := verify_folder(checkpoint)):
+        found |= {"same": False, "why": f"that checkpoint is not what was written: {'; '.join(findings[:3])}"}
+    return found, holding
 
 
 def _by_its_header(catalog: Path, path: Path) -> tuple[dict[str, Any], Holding | None] | None:
