@@ -44,7 +44,7 @@ class Bucket:
         parameter = self.parameters[place]
         assert parameter.grad is not None
         if place in self.ready:
-            self.views[place].add_(parameter.grad)
+            self.views[place].add_(parameter.grad.to(self.flat.device))
         else:
             self.views[place].copy_(parameter.grad)
         parameter.grad = None

@@ -222,4 +222,5 @@ def sum_among(ranks: Sequence[int], transport: Transport, parameter: Tensor) -> 
     total = parts[ranks[0]].clone()
     for rank in ranks[1:]:
         total += parts[rank]
-    parameter.grad = total.to(parameter.device)
+    # Laid out in memory as the parameter: fused optimizers go through both side by side.
+    parameter.grad = torch.empty_like(parameter).copy_(total)
