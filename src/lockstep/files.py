@@ -155,7 +155,13 @@ def read_beginning(path: str, limit: int) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "is no plain file", path)
-        return os.read(descriptor, min(limit, found.st_size))
+        content = os.read(descriptor, min(limit, found.st_size))
+        # Some file systems give less than was asked for, and none gives more than 2 GiB at once.
+        while len(content) < min(limit, found.st_size) and (
+            more := os.read(descriptor, limit - len(content))
+        ):
+            content += more
+        return content
     finally:
         os.close(descriptor)
 

@@ -120,6 +120,7 @@ at::Scalar item(const Tensor& self) { return seen(self).item(); }
 
 const Tensor& resize(const Tensor& self, c10::SymIntArrayRef wanted, std::optional<at::MemoryFormat> format) {
   auto size = C10_AS_INTARRAYREF_SLOW(wanted);
+  if (self.sizes() == size && !format) return self;
   auto* impl = self.unsafeGetTensorImpl();
   int64_t elements = 1;
   for (auto each : size) elements *= each;
@@ -192,6 +193,9 @@ void on_the_processor(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&on_the_processor>());
 }
+
+// Nothing is cast: what runs is the way of mixed precision, and not its numbers.
+TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", &empty);

@@ -82,7 +82,7 @@ def outline(run: Run) -> list[dict[str, Any]]:
     content = _content(run, LONGEST_READ)
     lines = [line for line in content.split(b"\n") if line.startswith(b'{"event": "')]
     # As many as there are names of the key: none stands elsewhere, and none is spelt with escapes.
-    if content.count(b'"event"') != len(lines) or b"\\u00" in content or len(lines) > MOST_READ:
+    if content.count(b'"event"') != len(lines) or b"\\u00" in content or content.count(b"\n") >= MOST_READ:
         return read(run)
     found: list[dict[str, Any]] = []
     steps: list[bytes] = []  # of the attempt that goes on

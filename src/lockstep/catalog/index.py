@@ -25,7 +25,6 @@ FORMAT = 2
 LARGEST_BYTES = 512 << 20
 SETTLED_SECONDS = 2.0  # a file's times are coarser than its changes: younger ones may change unseen
 WORTH_WRITING = 32  # entries read anew or noted; fewer cost less to read again than the cache costs to write
-SAMPLE = 64  # entries that are looked at to tell whether a cache is worth anything
 
 Entry = list[Any]
 """The signature of the files, then what was read from them."""
@@ -42,14 +41,13 @@ class Index:
         self._noted = _notes(catalog, kind)
         self._old = {**self._load(), **self._noted}
         self._new: dict[str, Entry] = {}
-        self._ahead: dict[str, list[Any]] = {}  # signature, time of the last change, value
+        self._looked: dict[str, tuple[str, float]] = {}  # what `signature_of` gave, until it is asked for
+        self._ahead: dict[str, Any] = {}  # what was read after that
         self._added = 0
 
     def get(self, run_id: str, files: tuple[str, ...], read: Callable[[], Any]) -> Any:
         """What ``read`` gives for a run, or gave when these files were as they are now."""
-        if run_id in self._ahead:
-            return self._take(run_id, *self._ahead.pop(run_id))
-        signature, youngest = signature_of(files)
+        signature, youngest = self._looked.pop(run_id, None) or signature_of(files)
         asked_before = self._new.get(run_id)
         entry = asked_before or self._old.get(run_id)
         if self._counts(entry, signature, youngest):
@@ -57,10 +55,8 @@ class Index:
             self._new[run_id] = entry
             self._added += asked_before is None and run_id in self._noted
             return entry[1]
-        return self._take(run_id, signature, youngest, read())
-
-    def _take(self, run_id: str, signature: str, youngest: float, value: Any) -> Any:
-        """Keep what was read after the signature was taken: what has changed between the two no longer fits it."""
+        # Read after the signature was taken: what changes between the two no longer fits it.
+        value = self._ahead.pop(run_id) if run_id in self._ahead else read()
         if youngest < self._settled_before:
             self._new[run_id] = [signature, value]
             self._added += 1
@@ -76,19 +72,15 @@ class Index:
         )
 
     def read_ahead(self, files: Mapping[str, tuple[str, ...]], read: Callable[[str], Any]) -> None:
-        """Read what ``get`` will be asked for and the cache does not have, where it is much: several at a time."""
-        known = [run_id for run_id in files if run_id in self._old]
-        looked_at = known[:: max(len(known) // SAMPLE, 1)]
-        good = sum(self._counts(self._old[run_id], *signature_of(files[run_id])) for run_id in looked_at)
-        # A cache that was copied along with its catalog knows all of the runs, and is right about none.
-        wanted = [*files] if 2 * good < len(looked_at) else [*(files.keys() - self._old.keys())]
-        if len(wanted) < WORTH_A_PROCESS:
-            return
-
-        def entry(run_id: str) -> list[Any]:
-            return [*signature_of(files[run_id]), read(run_id)]
-
-        self._ahead = dict(zip(wanted, each(entry, wanted), strict=True))
+        """Look at all that ``get`` will be asked for; much that is new is read by several processes."""
+        self._looked = {run_id: signature_of(own) for run_id, own in files.items()}
+        wanted = [
+            run_id
+            for run_id, looked in self._looked.items()
+            if not self._counts(self._old.get(run_id), *looked)
+        ]
+        if len(wanted) >= WORTH_A_PROCESS:
+            self._ahead = dict(zip(wanted, each(read, wanted), strict=True))
 
     def close(self) -> None:
         """Write the entries of this pass, where many are new. A catalog that cannot be written is left alone."""

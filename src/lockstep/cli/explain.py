@@ -82,7 +82,7 @@ def _write_exported(said: dict[str, Any]) -> None:
         what = f"{said['of']}, {said['tensors']:,} tensors"
         output.write_line(f"  it is an export of {whose}: {what}, as was noted when it was written, {when}")
         if said["from"] is None:
-            output.write_line("  neither a record nor a tombstone here has that checkpoint (any more)")
+            output.write_line("  neither a record nor a tombstone of that run is here")
             return
     elif said["same"]:
         tensors = f"all {said['tensors']:,} tensors are the same by SHA-256"

@@ -17,7 +17,8 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # what is summed on th
 
 def join(group: Group, device: torch.device) -> None:
     """gloo between processors, NCCL between GPUs."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ[name] = "lo"  # loopback listeners only
     store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
     # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
     limit = timedelta(seconds=2 * group.timeout_seconds + 30)

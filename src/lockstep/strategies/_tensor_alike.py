@@ -58,8 +58,8 @@ class Alike:
                 raise RunFailed(
                     f"tensor: the gradient of {name} is another on each rank, though all hold it whole: it is used "
                     "between a colwise and a rowwise layer, where each rank has columns of its own and sees only their "
-                    "part. Allowed there: what has no weights, such as an activation function; or leave these two "
-                    "layers out of the model's tensor plan"
+                    "part, or something random is drawn beside them. Allowed there: what has no weights and draws "
+                    "nothing of its own; or leave these two layers out of the model's tensor plan"
                 )
 
     def _placed(self, squares: float) -> list[float]:
@@ -67,8 +67,9 @@ class Alike:
 
 
 def _squares(gradients: list[Tensor]) -> float:
+    """In double precision, or rounding would hide what is small beside the rest."""
     full = [gradient for gradient in gradients if gradient.numel()]
-    return float(nn.utils.get_total_norm(full)) ** 2 if full else 0.0
+    return float(torch.stack(torch._foreach_norm(full, 2, torch.float64)).square().sum()) if full else 0.0
 
 
 def _differ(values: Tensor, share: float) -> bool:

@@ -248,6 +248,7 @@ class Tensor(Strategy):
     def close(self) -> None:
         """Drop the modules before the group, as with DDP."""
         self.model = self.module = nn.Identity()
+        self._alike = Alike(self.module, self.column, self.size)
         self._root = self.optimizer = self._parts = self._draws = None
         gc.collect()
         if self._sent is not None:

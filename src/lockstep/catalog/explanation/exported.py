@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.catalog import exports, lineage
-from lockstep.catalog.explanation.holders import Holding, Target, created_of, find_holders
+from lockstep.catalog.explanation.holders import Holding, Target, created_of
 from lockstep.catalog.export import plain_weights
 from lockstep.catalog.export.plain_weights import Piece, Whole
 from lockstep.catalog.manifest import MANIFEST, digest_of_file, verify_folder
+from lockstep.catalog.report.values import at
 from lockstep.catalog.run import RUN_ID, Run
 from lockstep.catalog.verification import safetensors_file
 from lockstep.errors import CorruptRecord, UsageError
@@ -28,30 +29,36 @@ def exported(catalog: Path, target: Target) -> tuple[dict[str, Any], Holding | N
     """What is known of it as an export; None where nothing is. The holding is the checkpoint's, if any."""
     said = _by_its_header(catalog, target.path)
     noted = exports.find(catalog, target.sha256)
-    if noted is None:
+    # A note is a word only: where a header names a checkpoint that is there, they were compared.
+    if noted is None or (said is not None and _place(catalog, noted).exists()):
         return said
-    checkpoint = Run(catalog / noted["run_id"]).checkpoints / noted["checkpoint"]
-    # A note is a word only: what is still there was compared, or says itself that it was changed.
-    if said is not None and checkpoint.exists():
-        return said
-    return _by_its_note(catalog, target, noted, checkpoint)
+    return _by_its_note(catalog, noted)
 
 
-def _by_its_note(
-    catalog: Path, target: Target, said: dict[str, Any], checkpoint: Path
-) -> tuple[dict[str, Any], Holding | None]:
-    # The size counts only where no manifest tells the digest, and every checkpoint's is in a seal or stands by itself.
-    holdings = find_holders(catalog, [Target(target.path, said["manifest_sha256"], -1)])
-    place = f"checkpoints/{checkpoint.name}/{MANIFEST}"
-    fitting = (each for each in holdings if each.run_id == said["run_id"] and place in each.files)
-    holding = next(fitting, None)
-    named = exports.CHECKPOINT.fullmatch(said["checkpoint"])
+def _place(catalog: Path, noted: dict[str, Any]) -> Path:
+    return Run(catalog / noted["run_id"]).checkpoints / noted["checkpoint"]
+
+
+def _by_its_note(catalog: Path, said: dict[str, Any]) -> tuple[dict[str, Any], Holding | None]:
+    """The checkpoint, or where it was removed since, its run; where that was removed as well, its tombstone."""
+    run, checkpoint, digest = Run(catalog / said["run_id"]), _place(catalog, said), said["manifest_sha256"]
+    named = exports.CHECKPOINT.fullmatch(checkpoint.name)
     assert named is not None
     keys = ("run_id", "checkpoint", "of", "tensors", "written")
-    found = {key: said.get(key) for key in keys} | {"same": True, "why": None, "step": int(named[1])}
-    if checkpoint.exists() and (findings := verify_folder(checkpoint)):
-        found |= {"same": False, "why": f"that checkpoint is not what was written: {'; '.join(findings[:3])}"}
-    return found, holding
+    found = {key: said[key] for key in keys} | {"same": True, "why": None, "step": int(named[1])}
+    name, tombstone = f"checkpoints/{checkpoint.name}/{MANIFEST}", None
+    if run.path.is_symlink() or not run.events.is_file():
+        tombstone = lineage.tombstone(catalog, run.run_id)
+        if not tombstone:
+            return found, None
+        known = at(tombstone, "files", name, "sha256")
+    else:
+        known = digest_of_file(checkpoint / MANIFEST) if (checkpoint / MANIFEST).is_file() else None
+        if checkpoint.exists() and (why := _not_there(catalog, run.run_id, checkpoint)):
+            found |= {"same": False, "why": why}
+    if known not in (None, digest):
+        found |= {"same": False, "why": "its checkpoint of that name is another one than was noted"}
+    return found, Holding(run.run_id, {name: digest}, created_of(run.events), tombstone)
 
 
 def _by_its_header(catalog: Path, path: Path) -> tuple[dict[str, Any], Holding | None] | None:
