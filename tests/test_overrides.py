@@ -123,3 +123,55 @@ def test_an_option_that_is_no_choice_still_refuses_keys_below_it():
             None,
             ["distributed.strategy={name: allreduce, algorithm: ring}", "distributed.strategy.algorithm.x=3"],
         )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/x/corpus #2", "#2", "a #", "@x", "%x", "`x`", "...", " x ", "/x/a\tb", "C:\\new", "http://x/y#z",
+        "a, b]", "}", "<<", "x='y'", "..#", "é #ü",
+    ],
+)  # fmt: skip
+def test_a_text_is_taken_exactly_as_it_was_typed(text: str, tmp_path: Path) -> None:
+    p = parameters.read(None, ["data=text", f"data.path={text}"])
+    assert p.data.options["path"] == text
+    again = tmp_path / "again.yaml"
+    again.write_text(parameters.dump(p))
+    assert parameters.read(again) == p
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "|", ">-", "|2 x", "&a x", "*.txt", "!!str x", "!x", "- x", "-", "? x", "x: y", "x:", "--- x",
+        "'x' #y", '"x" y', "'x", "[x] #y", "[x, y #z]", "[x]#y", "{name: text #y}", "[x] y",
+        "[|]", "[a: b]", "[? a]", "{a:1}", "{a}", "[*a]", "[!x y]", "a\u2028b", "a\x85b", "[a\u2029b]", "x\udce9",
+    ],
+)  # fmt: skip
+def test_what_yaml_would_cut_or_change_is_refused_in_one_line(value: str) -> None:
+    for key in ("data.path", "model.weights", "data.augmentation", "model.hidden_sizes"):
+        with pytest.raises(ParametersError) as caught:
+            parameters.read(None, ["data=text", f"{key}={value}"])
+        assert str(caught.value).startswith(f"command line: {key}")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["1e-400", "-1e-400", "0.0001e-330", "1e400", "-1e400"])
+def test_a_number_that_cannot_be_held_is_refused_wherever_it_stands(value: str, read: Reader) -> None:
+    (line,) = refused(read, "seed: 1", f"training.learning_rate={value}")
+    assert line.startswith(f"command line: training.learning_rate: found {value}")
+    (line,) = refused(read, f"training:\n  learning_rate: {value}")
+    assert line.startswith(f"p.yaml:2: training.learning_rate: found {value}")
+    assert read("seed: 1", "model.dropout=0e-400").model.options["dropout"] == 0.0
+
+
+def test_a_variable_of_the_shell_that_is_not_set_is_not_taken_for_null(read: Reader) -> None:
+    (line,) = refused(read, "seed: 1", "model.weights=")
+    assert "nothing stands behind the =" in line
+    assert "model.weights=null" in line
+
+
+def test_a_folder_that_is_called_like_a_number_is_told_how_to_be_typed() -> None:
+    with pytest.raises(ParametersError, match=r"found 2024 .*quoted, it is text"):
+        parameters.read(None, ["data=text", "data.path=2024"])
+    assert parameters.read(None, ["data=text", "data.path='2024'"]).data.options["path"] == "2024"

@@ -1,6 +1,7 @@
 """What a person reads when a parameter cannot be accepted: what was found, what is allowed, what is near."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
@@ -80,7 +81,10 @@ def wrong_value(path: KeyPath, value: object, annotation: Any, metadata: Iterabl
     """A value that its type does not accept."""
     if get_origin(annotation) is Literal:
         return unknown_name(path, value, [str(choice) for choice in get_args(annotation)])
-    return not_allowed(path, value, allowed(annotation, metadata))
+    told = allowed(annotation, metadata)
+    if isinstance(value, bool | int | float) and re.search(r"\btext\b", told):
+        told += """ (quoted, it is text: '"..."' on the command line)"""
+    return not_allowed(path, value, told)
 
 
 def unknown_key(path: KeyPath, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> Problem:

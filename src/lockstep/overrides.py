@@ -31,6 +31,11 @@ def parse(text: str) -> Override:
             f"{COMMAND_LINE}: found {found}, allowed: key.path=value, such as training.epochs=2"
         )
     path = tuple(key.split("."))
+    if not value:  # most likely a variable of the shell that is not set
+        raise ParametersError(
+            f"{COMMAND_LINE}: {dotted(path)}: found null, as nothing stands behind the =; allowed: a value, "
+            f"{key}=null, or an empty text, {key}='\"\"'"
+        )
     parsed = strict_yaml.parse_value(value, f"{COMMAND_LINE}: {dotted(path)}")
     if path in CHOICES and isinstance(parsed, str):
         path = (*path, "name")  # the short form: data=synthetic
