@@ -47,7 +47,8 @@ class Index:
 
     def get(self, run_id: str, files: tuple[str, ...], read: Callable[[], Any]) -> Any:
         """What ``read`` gives for a run, or gave when these files were as they are now."""
-        signature, youngest = self._looked.pop(run_id, None) or signature_of(files)
+        looked = self._looked.pop(run_id) if run_id in self._looked else signature_of(files)
+        signature, youngest = looked
         asked_before = self._new.get(run_id)
         entry = asked_before or self._old.get(run_id)
         if self._counts(entry, signature, youngest):

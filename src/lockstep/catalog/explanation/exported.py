@@ -36,7 +36,7 @@ def exported(catalog: Path, target: Target) -> tuple[dict[str, Any], Holding | N
 
 
 def _place(catalog: Path, noted: dict[str, Any]) -> Path:
-    return Run(catalog / noted["run_id"]).checkpoints / noted["checkpoint"]
+    return Run(catalog / noted["run_id"]).checkpoints / str(noted["checkpoint"])
 
 
 def _by_its_note(catalog: Path, said: dict[str, Any]) -> tuple[dict[str, Any], Holding | None]:
