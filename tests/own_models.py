@@ -320,3 +320,40 @@ class Counting(nn.Module):
 
 def counting(input_shape, num_classes):
     return Counting(input_shape[0], num_classes)
+
+
+class Unjudged(nn.Module):
+    """Sound in training; outside of it, after so many updates, its outputs are not finite."""
+
+    def __init__(self, inputs: int, outputs: int, factor: float, after: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(inputs, outputs)
+        self.factor, self.after = factor, after
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training:
+            self.updates += 1
+        elif self.updates > self.after:
+            return self.net(x) * self.factor
+        return self.net(x)
+
+
+def unjudged(input_shape, num_classes, *, factor: str = "nan", after: int = 0):
+    return Unjudged(input_shape[0], num_classes, float(factor), after)
+
+
+class OneInfinite(nn.Module):
+    """Outside of training the first output is infinitely unlikely, so that a loss is infinite and not NaN."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        y = self.net(x)
+        return y if self.training else torch.cat([torch.full_like(y[:, :1], -math.inf), y[:, 1:]], dim=1)
+
+
+def one_infinite(input_shape, num_classes):
+    return OneInfinite(input_shape[0], num_classes)

@@ -16,6 +16,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from lockstep import strict_json
+
 CHUNK_BYTES = 1 << 20
 LARGEST_OBJECT_BYTES = 16 << 20  # of a JSON object in a record: far above any real one
 _PLAIN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe must not wait
@@ -76,8 +78,8 @@ def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> Non
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON, atomically. NaN and infinities are refused: no reader agrees on them."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a value as indented strict JSON, atomically."""
+    write_atomically(path, strict_json.encode(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

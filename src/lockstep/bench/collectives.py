@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.collectives.schedule import PAIRS
 from lockstep.collectives.topology import Link, Topology
 from lockstep.errors import LockstepError, RunFailed, UsageError
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     order = order_of(arguments)
     result = measure(order)
     if arguments.json:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        sys.stdout.write(strict_json.encode(result, indent=2) + "\n")
     else:
         sys.stdout.write(table(result))
     return 0 if all(row["check"] == "ok" for row in result["rows"] if row["check"]) else 1

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog.report.values import moment
 from lockstep.catalog.run import Run
 from lockstep.files import fsync_folder, read_beginning
@@ -180,7 +181,7 @@ def _line_after(block: bytes, event: str, time: str, fields: dict[str, Any]) -> 
     """
     value = {"event": event, "time": time, "previous": _digest(block), **fields}
     newline = b"\n" if block and not block.endswith(b"\n") else b""
-    return newline + json.dumps(value, allow_nan=False).encode() + b"\n"
+    return newline + strict_json.encode(value).encode() + b"\n"
 
 
 def _digest(block: bytes) -> str:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from lockstep.catalog import events, status
 from lockstep.catalog.report.history import seconds_in
-from lockstep.catalog.report.values import at, number, whole
+from lockstep.catalog.report.values import at, figure, number, whole
 from lockstep.catalog.run import Run
 from lockstep.files import read_object
 
@@ -22,8 +22,8 @@ class Facts(NamedTuple):
     model: str | None
     parent: str | None
     parent_kind: str | None
-    accuracy: float | None
-    loss: float | None
+    accuracy: float | str | None  # text: the name of a number that is not finite
+    loss: float | str | None
     samples_per_second: float | None
     seconds: float | None
     word: str
@@ -40,11 +40,12 @@ class Facts(NamedTuple):
 
 
 _REAL = (int, float, type(None))
+_FIGURE = (int, float, str, type(None))
 _TEXT = (str, type(None))
 _COUNT = (int, type(None))
 _ALLOWED = {
     "created": _TEXT, "tag": _TEXT, "strategy": _TEXT, "world_size": _COUNT, "dataset": _TEXT,
-    "model": _TEXT, "parent": _TEXT, "parent_kind": _TEXT, "accuracy": _REAL, "loss": _REAL,
+    "model": _TEXT, "parent": _TEXT, "parent_kind": _TEXT, "accuracy": _FIGURE, "loss": _FIGURE,
     "samples_per_second": _REAL, "seconds": _REAL, "word": (str,), "cause": _TEXT, "message": _TEXT,
     "rank": _COUNT, "attempt": (int,), "started": _TEXT, "finished": _TEXT, "pid": _COUNT,
     "process_host": _TEXT, "process_boot": _TEXT, "process_ticks": _COUNT,
@@ -71,12 +72,12 @@ def files_of(run: Run) -> tuple[str, ...]:
     return f"{folder}/events.jsonl", f"{folder}/distributed_training_results.json"
 
 
-def figures_of(results: dict[str, Any]) -> dict[str, float | None]:
+def figures_of(results: dict[str, Any]) -> dict[str, float | str | None]:
     """Of the results, what stands in lists: the event that ends a run repeats it, so that lists open one file."""
     test = at(results, "evaluation", "final", "test")
     return {
-        "accuracy": number(at(test, "accuracy")),
-        "loss": number(at(test, "loss")),
+        "accuracy": figure(at(test, "accuracy")),
+        "loss": figure(at(test, "loss")),
         "samples_per_second": number(at(results, "training", "samples_per_second")),
     }
 
@@ -97,8 +98,8 @@ def facts_of(run: Run) -> Facts:
         model=_text(at(summary, "model")),
         parent=_text(at(parent, "run_id")),
         parent_kind=_text(at(parent, "kind")),
-        accuracy=number(figures.get("accuracy")),
-        loss=number(figures.get("loss")),
+        accuracy=figure(figures.get("accuracy")),
+        loss=figure(figures.get("loss")),
         samples_per_second=number(figures.get("samples_per_second")),
         seconds=seconds_in(history),
         word=state.word,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lockstep import __version__
+from lockstep import __version__, strict_json
 from lockstep.catalog.side_by_side import WORTH_A_PROCESS, each
 from lockstep.files import parse_json, read_plain, temporary_beside
 
@@ -94,7 +94,7 @@ class Index:
                 _notes_file(self._path.parent, self._kind).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        body = json.dumps(self._new, separators=(",", ":"), allow_nan=False).encode()
+        body = strict_json.encode(self._new, separators=(",", ":")).encode()
         head = json.dumps({**self._head(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
         with temporary_beside(self._path) as temporary:
             temporary.write_bytes(head + b"\n" + body)
@@ -123,7 +123,7 @@ def note(catalog: Path, kind: str, run_id: str, files: tuple[str, ...], value: A
     """
     signature, _ = signature_of(files)
     with contextlib.suppress(OSError, ValueError):
-        line = json.dumps([_head(kind), run_id, [signature, value]], separators=(",", ":"), allow_nan=False)
+        line = strict_json.encode([_head(kind), run_id, [signature, value]], separators=(",", ":"))
         path = _notes_file(catalog, kind)
         if catalog.stat().st_uid != os.geteuid():
             return

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog.finding import Finding
 from lockstep.errors import LockstepError
 from lockstep.files import fsync_folder, open_plain, printable, read_plain, write_atomically
@@ -83,7 +84,7 @@ def history_differences(folder: Path, sealed: Mapping[str, Any]) -> list[Finding
 
 def manifest_bytes(value: Mapping[str, Any]) -> bytes:
     """A manifest's one form on disk; any other is a finding, so that every byte of it counts."""
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    return strict_json.encode(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def parse_manifest(content: bytes) -> dict[str, Any] | None:

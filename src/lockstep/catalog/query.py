@@ -5,6 +5,7 @@ A condition is a column or a dotted parameter, an operator and a value: ``accura
 ``duration>10min``. A missing value satisfies ``!=`` and nothing else; ``tag=`` finds the runs without a tag.
 """
 
+import math
 import operator
 import re
 import time
@@ -18,6 +19,7 @@ from lockstep.catalog.query_values import instant, parameter_is, quantity
 from lockstep.catalog.report.values import moment
 from lockstep.errors import UsageError
 from lockstep.files import printable
+from lockstep.strict_json import real
 
 STATUSES = ("succeeded", "failed", "interrupted", "killed", "running", "unknown")
 _CONDITION = re.compile(r"\s*([^\s=!<>~]+)\s*(==|!=|>=|<=|!~|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
@@ -166,10 +168,10 @@ def _test(name: str, sign: str, text: str) -> Test:
     if sign not in _COMPARE:
         raise UsageError(f"--where {name}{sign}{text}: {name} is a figure: = != < <= > >= are allowed")
     compare, wanted = _COMPARE[sign], quantity(text, column.kind, f"--where {name}{sign}{text}")
-    value = (lambda row: moment(row[key])) if column.kind == "time" else (lambda row: row[key])
+    read: Callable[[Any], float | None] = moment if column.kind == "time" else real
 
     def test(row: dict[str, Any]) -> bool:
-        found = value(row)
+        found = read(row[key])
         return sign == "!=" if found is None else compare(found, wanted)
 
     return test
@@ -203,13 +205,17 @@ def _add_parameters(catalog: Path, answer: Answer) -> None:
 
 
 def _sorted(rows: list[dict[str, Any]], name: str, largest_first: bool | None) -> list[dict[str, Any]]:
-    """In order of a column, the newest first among equals; runs without a value come last."""
+    """In order of a column, the newest first among equals; runs without a value, or with NaN, come last."""
     column = _column(name)
     if largest_first is None:
         largest_first = column.largest_first if column else False
 
     def value(row: dict[str, Any]) -> Any:
-        return row[column.key] if column else row["parameters"].get(name)
+        found = row[column.key] if column else row["parameters"].get(name)
+        if column and column.kind in ("number", "share", "seconds"):
+            figure = real(found)
+            return None if figure is None or math.isnan(figure) else figure  # NaN has no place in an order
+        return found
 
     having = [row for row in rows if value(row) is not None]
     without = [row for row in rows if value(row) is None]

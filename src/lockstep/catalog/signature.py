@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog import events, seal
 from lockstep.catalog.manifest import SIGNATURES
 from lockstep.catalog.run import Run
@@ -67,7 +68,7 @@ def sign(run: Run, run_id: str, head: str, key: Path) -> str:
         file.parent.mkdir()
         fsync_folder(run.path)
     value = {"time": time, "key": fingerprint, "statement": text, "signature": signature}
-    write_atomically(file, json.dumps(value, indent=1) + "\n")
+    write_atomically(file, strict_json.encode(value, indent=1) + "\n")
     event = seal.signed_line(run, run.events.read_bytes(), number)
     written = json.loads(event)
     events.append(

@@ -1,13 +1,13 @@
 """Recorded values as text that is safe and steady on a terminal: cells, tables, times."""
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog.report.values import DASH, number
 from lockstep.files import printable
+from lockstep.strict_json import named
 
 WIDEST_CELL = 48
 DEEPEST = 12
@@ -26,7 +26,8 @@ def cell(value: object, widest: int = WIDEST_CELL) -> str:
     """One line of printable text, cut to a width; a dash for what is no text or number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
         return DASH
-    text = " ".join(printable(str(value)[: 4 * widest]).split())
+    text = value if isinstance(value, str) else str(named(value))
+    text = " ".join(printable(text[: 4 * widest]).split())
     return text if len(text) <= widest else text[: widest - 1] + "…"
 
 
@@ -34,7 +35,7 @@ def show_value(value: object, widest: int = WIDEST_CELL) -> str:
     """Any recorded value on one line: also true, false, and lists as JSON writes them."""
     if isinstance(value, bool | list | dict):
         try:
-            value = json.dumps(json_safe(value), ensure_ascii=False, allow_nan=False)
+            value = strict_json.encode(json_safe(value), ensure_ascii=False)
         except (ValueError, RecursionError):
             return DASH
     return cell(value, widest)
@@ -76,9 +77,7 @@ def plain(table: Table) -> str:
 
 
 def json_safe(value: object, depth: int = DEEPEST) -> Any:
-    """The value without what strict JSON lacks (NaN, infinities) or what is nested beyond sense."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    """The value without what is nested beyond sense."""
     if isinstance(value, dict):
         return {str(key): json_safe(inner, depth - 1) for key, inner in value.items()} if depth else None
     if isinstance(value, list | tuple):

@@ -2,12 +2,12 @@
 
 import argparse
 import importlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lockstep import strict_json
 from lockstep.catalog.run import Run, find
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
@@ -64,13 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _in_toto(found: Run, arguments: argparse.Namespace) -> int:
     material = importlib.import_module("lockstep.catalog.export.material").gather(found)
     value = importlib.import_module("lockstep.catalog.export.in_toto").statement(material)
-    return _deliver(json.dumps(value, indent=2, allow_nan=False) + "\n", found, arguments, "intoto.json")
+    return _deliver(strict_json.encode(value, indent=2) + "\n", found, arguments, "intoto.json")
 
 
 def _openlineage(found: Run, arguments: argparse.Namespace) -> int:
     material = importlib.import_module("lockstep.catalog.export.material").gather(found)
     events = importlib.import_module("lockstep.catalog.export.openlineage").run_events(material)
-    lines = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
+    lines = "".join(strict_json.encode(event) + "\n" for event in events)
     return _deliver(lines, found, arguments, "openlineage.jsonl")
 
 

@@ -1,10 +1,10 @@
 """Writing to the terminal: rich tables where there is one, aligned plain text in a pipe or a file."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog.text import Table, json_safe, plain
 
 STYLES = {"succeeded": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
@@ -21,12 +21,12 @@ def write_line(text: str = "") -> None:
 
 def write_json(value: object) -> None:
     """The value as strict JSON in plain ASCII."""
-    write_line(json.dumps(json_safe(value), indent=2, allow_nan=False))
+    write_line(strict_json.encode(json_safe(value), indent=2))
 
 
 def write_json_rows(rows: Sequence[dict[str, Any]]) -> None:
     """A list of objects as strict JSON in plain ASCII, one on each line: thousands of them take no time."""
-    lines = (json.dumps(json_safe(row), allow_nan=False) for row in rows)
+    lines = (strict_json.encode(json_safe(row)) for row in rows)
     write_line("[" + ",".join(f"\n{line}" for line in lines) + ("\n]" if rows else "]"))
 
 

@@ -6,7 +6,6 @@ SHA-256) last, fsync the folder, rename, fsync the parent, and read it all back.
 
 import contextlib
 import errno
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lockstep import strict_json
 from lockstep.catalog.seal import verify_folder, write_manifest
 from lockstep.engine.contents import Contents
 from lockstep.errors import CorruptRecord, RunFailed
@@ -68,7 +68,7 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
             file = temporary / f"{part}.safetensors"
             save_file(storable(tensors), file)
             file.chmod(0o644)
-        text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
+        text = strict_json.encode({"format": FORMAT, **meta}, indent=2)
         (temporary / "state.json").write_text(text + "\n")  # made durable with the others, by the manifest
         temporary.chmod(0o755)
         write_manifest(temporary)

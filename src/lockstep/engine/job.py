@@ -30,6 +30,7 @@ class Job:
     steps: int
     rank: int
     best: dict[str, Any] | None = None  # the checkpoint with the lowest validation loss
+    told_not_finite: bool = False  # that a validation loss was NaN or infinite
     validated: dict[str, Any] | None = None  # the last epoch's validation
     saved_step: int = -1
     epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, correct, samples

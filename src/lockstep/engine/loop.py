@@ -10,10 +10,12 @@ from lockstep.engine.job import Job
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.metrics import fingerprint, fingerprints, gradient_fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
+from lockstep.engine.restore import warn
 from lockstep.engine.saving import checkpoint_due, save
 from lockstep.errors import RunFailed
 from lockstep.strategies._memory import gradient_bytes, optimizer_bytes, parameter_bytes
 from lockstep.strategies.base import Batch, Outcome, Strategy, clock
+from lockstep.strict_json import name_of
 
 
 def train(job: Job, step: int) -> int:
@@ -139,6 +141,18 @@ def stop_unless_finite(outcome: Outcome, norm: float, step: int, rank: int) -> N
     )
 
 
+def tell_not_finite(job: Job, epoch: int, value: float) -> None:
+    """Training is sound, and goes on; the user may want to stop it. Said once, by rank 0."""
+    if not job.told_not_finite and job.rank == 0:
+        warn(
+            job.run,
+            f"the validation loss of epoch {epoch} is {name_of(value)}, though the losses of the training steps are "
+            "finite: look at what the model does outside of training (.eval()) and at the validation data. Such a loss "
+            "is recorded by its name, left out of charts, and never the best checkpoint's",
+        )
+    job.told_not_finite = True
+
+
 def end_epoch(job: Job, step: int) -> None:
     """Validate this rank's share, agree on the whole split's loss, and note it for the checkpoint."""
     job.board.enter("validation")
@@ -157,6 +171,8 @@ def end_epoch(job: Job, step: int) -> None:
         value = float(total) / len(labels)
         if math.isfinite(value):
             job.validated = {"step": step, "epoch": epoch, "validation_loss": value}
+        else:
+            tell_not_finite(job, epoch, value)
     now = clock()
     loss, correct, samples = job.epoch_sums
     job.metrics.write(

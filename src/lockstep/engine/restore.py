@@ -15,7 +15,7 @@ from lockstep.engine.contents import Contents
 from lockstep.engine.job import Job
 from lockstep.engine.optimizers import PRECISIONS
 from lockstep.errors import RunFailed
-from lockstep.files import fsync_folder, temporary_beside, write_json
+from lockstep.files import fsync_folder, read_json, temporary_beside, write_json
 from lockstep.parameters import Parameters
 
 NOTES = "notes.json"  # in the live folder: what rank 0 has to say to the user, for the pipeline to tell
@@ -24,6 +24,14 @@ NOTES = "notes.json"  # in the live folder: what rank 0 has to say to the user, 
 def say(text: str) -> None:
     """A line for this rank's log."""
     sys.stdout.write(text + "\n")
+
+
+def warn(run: Run, *notes: str) -> None:
+    """As rank 0: lines for its log that the pipeline tells the user as well."""
+    path = run.live / NOTES
+    write_json(path, [*(read_json(path) if path.exists() else []), *notes])
+    for note in notes:
+        say(note)
 
 
 def starting_point(run: Run, steps_per_epoch: int) -> tuple[Checkpoint | None, int, list[str]]:
@@ -45,10 +53,7 @@ def restore(job: Job) -> int:
     """Load what ``starting_point`` finds; returns the updates done."""
     found, step, passed_over = starting_point(job.run, job.batches.steps_per_epoch)
     if job.rank == 0:
-        notes = [*caveats.of(job.strategy), *passed_over]
-        write_json(job.run.live / NOTES, notes)
-        for note in notes:
-            say(note)
+        warn(job.run, *caveats.of(job.strategy), *passed_over)
     if found is None:
         return 0
     with fitting(found), contextlib.closing(found.contents()) as contents:

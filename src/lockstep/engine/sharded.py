@@ -5,7 +5,6 @@ so that the folder is there, and one after the last, which carries the digests. 
 every file of every rank is on disk, rank 0 writes the manifest and gives the folder its name.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lockstep import strict_json
 from lockstep.catalog.manifest import (
     MANIFEST,
     compare,
@@ -138,7 +138,7 @@ def _exchanged(own: dict[str, str], ranks: Ranks) -> dict[str, str]:
 
 def _commit(temporary: Path, target: Path, meta: dict[str, Any], digests: dict[str, str]) -> None:
     """What one process does for all: the manifest last, then the name."""
-    text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
+    text = strict_json.encode({"format": FORMAT, **meta}, indent=2)
     (temporary / "state.json").write_text(text + "\n")  # made durable by the manifest
     files = entries(temporary, digests, {MANIFEST})
     if missing := digests.keys() - files.keys():

@@ -9,6 +9,7 @@ from lockstep.catalog.run import Run
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
 from lockstep.parameters import Parameters, read
+from lockstep.strict_json import real
 
 _NAME = re.compile(r"rank-(\d+)(?:\.attempt-(\d+))?\.jsonl")
 SECONDS = ("step_seconds", "compute_seconds", "sync_seconds", "data_seconds", "cpu_seconds")
@@ -27,9 +28,11 @@ class RankMetrics:
             for line in read_json_lines(file):
                 match line.get("kind"):
                     case "step":
-                        self.steps[line["step"]] = line
+                        self.steps[line["step"]] = line | {"loss": _real(line["loss"])}
                     case "epoch":
-                        self.epochs[line["epoch"]] = line
+                        validation = line["validation"]
+                        loss = {"loss": _real(validation["loss"])}
+                        self.epochs[line["epoch"]] = line | {"validation": validation | loss}
                     case "start":
                         self.starts.append(line)
                     case "end":
@@ -38,6 +41,14 @@ class RankMetrics:
     def sum(self, field: str) -> float:
         """Over all steps."""
         return float(sum(line[field] for line in self.steps.values()))
+
+
+def _real(value: object) -> float:
+    """A number of a line, which may be the name of one that is not finite."""
+    found = real(value)
+    if found is None:
+        raise RunFailed(f"the metrics hold {value!r} where a number belongs")
+    return found
 
 
 def read_metrics(run: Run) -> list[RankMetrics]:

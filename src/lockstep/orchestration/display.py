@@ -218,6 +218,11 @@ class _Meter:
         return "  ".join(words)
 
 
+def _four(value: float | str) -> str:
+    """A number with four decimals; the name of one that is not finite as it stands."""
+    return value if isinstance(value, str) else f"{value:.4f}"
+
+
 def _quality(evaluation: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "step", "train acc", "loss", "validation acc", "loss", "test acc", "loss"):
@@ -229,7 +234,7 @@ def _quality(evaluation: dict[str, Any]) -> Table:
         cells = []
         for split in ("train", "validation", "test"):
             numbers = judged[split]
-            cells += [f"{numbers['accuracy']:.4f}", f"{numbers['loss']:.4f}"] if numbers else ["-", "-"]
+            cells += [_four(numbers["accuracy"]), _four(numbers["loss"])] if numbers else ["-", "-"]
         table.add_row(name, f"{judged['step']:,}", *cells)
     return table
 

@@ -4,7 +4,6 @@ The folder is the catalog and the working folder at once, so nothing is copied a
 """
 
 import contextlib
-import json
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from extensions.run_log_store.file_system import FileSystemRunLogstore
 from runnable import defaults, task_console
 from runnable.datastore import DataCatalog, RunLog, StepAttempt
 
+from lockstep import strict_json
 from lockstep.catalog import events
 from lockstep.errors import Interrupted
 from lockstep.files import read_json, write_atomically
@@ -46,7 +46,7 @@ class RunLogInFolder(FileSystemRunLogstore):  # type: ignore[misc]
 
     def write_to_path(self, run_log: RunLog) -> None:
         """Write the log so that a crash leaves the old one or the new one."""
-        text = json.dumps(run_log.model_dump(), ensure_ascii=True, indent=1)
+        text = strict_json.encode(run_log.model_dump(), indent=1)
         write_atomically(Path(self.log_folder) / "run_log.json", text + "\n")
 
     def read_from_path(self, run_id: str) -> RunLog:  # noqa: ARG002 - one log a folder

@@ -163,7 +163,7 @@ def aggregate_metrics() -> float:
 
 
 @_step
-def evaluate(distributed: dict[str, Any]) -> tuple[float, float]:
+def evaluate(distributed: dict[str, Any]) -> tuple[float, float | str]:
     """Judge the final and the best checkpoint, restored from disk in a process of its own."""
     session, run = current(), current().run
     server = session.ranks_server(distributed["start_method"])
@@ -175,8 +175,21 @@ def evaluate(distributed: dict[str, Any]) -> tuple[float, float]:
     results = read_json(run.results)
     results["evaluation"] = read_json(run.live / EVALUATION_RESULT)
     write_json(run.results, results)
+    _warn_of_losses(session, results["evaluation"])
     final = results["evaluation"]["final"]["test"]
     return final["accuracy"], final["loss"]
+
+
+def _warn_of_losses(session: Session, evaluation: dict[str, Any]) -> None:
+    """A loss that is not finite stands in the results by its name, which the user should not find there first."""
+    final = evaluation["final"]
+    found = [
+        f"{split} {final[split]['loss']}"
+        for split in ("train", "validation", "test")
+        if final[split] and isinstance(final[split]["loss"], str)
+    ]
+    if found:
+        session.warn(f"the final model's loss outside of training is not finite: {', '.join(found)}")
 
 
 @_step

@@ -1,6 +1,5 @@
 """What the server answers to a path: the table, a live run, a report, and the figures behind them."""
 
-import json
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog import listing
 from lockstep.catalog.report import render_from_outside
 from lockstep.catalog.report.page import policy as report_policy
@@ -127,7 +127,7 @@ def _number(query: dict[str, list[str]], name: str) -> int:
 
 
 def _json(value: object) -> Answer:
-    text = json.dumps(_shown(json_safe(value)), allow_nan=False, separators=(",", ":"))
+    text = strict_json.encode(_shown(json_safe(value)), separators=(",", ":"))
     return Answer(text.encode(), JSON)
 
 

@@ -38,14 +38,21 @@ function addClause(tests, complaints, column, clause) {
   const percent = clause[3].endsWith("%");
   const value = Number(percent ? clause[3].slice(0, -1) : clause[3]) / (percent ? 100 : 1);
   if (Number.isNaN(value)) complaints.push(`${clause[1]} is compared with a number, not with ${clause[3]}`);
-  else tests.push((row) => row[column] !== null && test(row[column], value));
+  else tests.push((row) => row[column] !== null && test(Number(row[column]), value));
+}
+
+// What a row is sorted by. A figure that is not finite stands there by its name: NaN counts as no value.
+function orderBy(row, column) {
+  if (row[column] === null || !NUMERIC.has(column)) return row[column];
+  const value = Number(row[column]);
+  return Number.isNaN(value) ? null : value;
 }
 
 // Rows in the order of a column; those without a value come last, whichever way it goes.
 function sorted(rows, column, descending) {
   const sign = descending ? -1 : 1;
   return [...rows].sort((one, other) => {
-    const [a, b] = [one[column], other[column]];
+    const [a, b] = [orderBy(one, column), orderBy(other, column)];
     if (a === null || b === null) return Number(a === null) - Number(b === null);
     if (a === b) return 0;
     return (a < b ? -1 : 1) * sign;

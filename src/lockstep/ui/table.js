@@ -4,7 +4,8 @@ const AT_ONCE = 1000; // rows that are shown before more are asked for
 const AT_FIRST = 60; // a window full: drawn at once, the rest right after
 const MOST_COMPARED = 24;
 const SIGNS = { succeeded: "✓", failed: "✕", killed: "✕", interrupted: "‖", running: "●", unknown: "?" };
-const digits = (value, count) => (value === null ? DASH : precise(value, count));
+// A text is the name of a number that is not finite: NaN, Infinity.
+const shown = (value, show) => (value === null ? DASH : typeof value === "string" ? value : show(value));
 const COLUMNS = [
   ["run", "run_id", (row) => row.run_id, false],
   ["status", "status", (row) => `${SIGNS[row.status] || "?"} ${row.status}${row.cause ? `: ${row.cause}` : ""}`, false],
@@ -13,8 +14,8 @@ const COLUMNS = [
   ["ranks", "world_size", (row) => (row.world_size === null ? DASH : grouped.format(row.world_size)), true],
   ["data", "dataset", (row) => row.dataset ?? DASH, false],
   ["model", "model", (row) => row.model ?? DASH, false],
-  ["accuracy", "accuracy", (row) => (row.accuracy === null ? DASH : `${(row.accuracy * 100).toFixed(1)}%`), true],
-  ["loss", "loss", (row) => digits(row.loss, 4), true],
+  ["accuracy", "accuracy", (row) => shown(row.accuracy, (value) => `${(value * 100).toFixed(1)}%`), true],
+  ["loss", "loss", (row) => shown(row.loss, (value) => precise(value, 4)), true],
   ["samples/s", "samples_per_second", (row) => (row.samples_per_second === null ? DASH : grouped.format(row.samples_per_second)), true],
   ["duration", "seconds", (row) => (row.seconds === null ? DASH : duration(row.seconds)), true],
   ["began", "created", (row) => began(row.created), true],

@@ -2,11 +2,12 @@
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lockstep.catalog.compare.steps import Line, Place, Steps, is_number
+from lockstep.catalog.compare.steps import Line, Place, Steps
+from lockstep.strict_json import real
 
 SAMPLES, WEIGHTS = "samples of the batch", "weights after the update"
 NAMES = {
@@ -60,16 +61,17 @@ class Walk:
 
 
 def same_bits(a: float, b: float) -> bool:
-    """Whether two floats are one and the same, the sign of zero included."""
-    return a == b and struct.pack("d", a) == struct.pack("d", b)
+    """Whether two floats are one and the same, the sign of zero included. One NaN is like another."""
+    return (math.isnan(a) and math.isnan(b)) or (a == b and struct.pack("d", a) == struct.pack("d", b))
 
 
 def relative(a: float, b: float) -> float:
     """|a - b| as a share of the larger of the two."""
     if a == b:
         return 0.0
-    largest = max(abs(a), abs(b))
-    return abs(a - b) / largest if math.isfinite(largest) else math.inf
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))
 
 
 def ulps(a: float, b: float, single: bool) -> int:
@@ -184,7 +186,16 @@ def _mean(ranks: dict[int, Line], name: str) -> float | None:
     samples = sum(line.samples for line in ranks.values())
     if not samples or not all(name in line.scalars for line in ranks.values()):
         return None
-    return math.fsum(line.scalars[name] * line.samples for line in ranks.values()) / samples
+    return _sum(line.scalars[name] * line.samples for line in ranks.values()) / samples
+
+
+def _sum(values: Iterable[float]) -> float:
+    """The exact sum, rounded once; NaN where infinities of both signs meet, and infinite where it is too large."""
+    found = list(values)
+    try:
+        return math.fsum(found)
+    except (ValueError, OverflowError):
+        return sum(found)
 
 
 def _merged(
@@ -236,11 +247,15 @@ def validation(found: Walk, a: Steps, b: Steps, step: int) -> Iterator[Differenc
 def _over_ranks(ranks: dict[int, dict[str, Any]], key: str) -> float | None:
     """The mean over all samples of the split."""
     shares = [ranks[rank]["validation"] for rank in sorted(ranks)]
-    pairs = [(share.get(key), share.get("samples")) for share in shares]
-    if not all(is_number(each) for pair in pairs for each in pair):
-        return None
+    pairs = [
+        (value, count)
+        for share in shares
+        if (value := real(share.get(key))) is not None and (count := real(share.get("samples"))) is not None
+    ]
     samples = sum(count for _, count in pairs)
-    return float(math.fsum(value * count for value, count in pairs) / samples) if samples else None
+    if len(pairs) < len(shares) or not samples:
+        return None
+    return _sum(value * count for value, count in pairs) / samples
 
 
 def _count(found: Walk, quantity: str, values: int) -> None:

@@ -16,6 +16,7 @@ from lockstep.catalog import events
 from lockstep.catalog.report.values import mapping
 from lockstep.catalog.run import RUN_ID, Run
 from lockstep.files import open_plain, read_object
+from lockstep.strict_json import real
 
 LARGEST_FILE_BYTES = 1 << 30
 LONGEST_LINE_BYTES = 16 << 20
@@ -196,7 +197,7 @@ def _line(place: Place, value: dict[str, Any]) -> Line:
     samples, batch = value.get("samples"), value.get("batch_digest")
     return Line(
         samples=samples if isinstance(samples, int) and 0 <= samples < 1 << 53 else 0,
-        scalars={name: float(value[name]) for name in SCALARS if is_number(value.get(name))},
+        scalars={name: found for name in SCALARS if (found := real(value.get(name))) is not None},
         batch=batch if isinstance(batch, int) else None,
         prints={name: prints for name in PRINTS if (prints := _digest(value.get(name))) is not None},
         place=place,
@@ -229,11 +230,6 @@ def _object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a number that can be worked with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _digest(prints: object) -> bytes | None:

@@ -1,9 +1,9 @@
 """A record in the words that MLflow allows: keys and values of limited length, and tags."""
 
-import json
 import re
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog.export.material import Material
 from lockstep.catalog.report.values import at, mapping
 
@@ -61,6 +61,6 @@ def key_of(name: str) -> str:
 
 def value_of(value: object, longest: int = LONGEST_PARAMETER) -> str:
     """A value as text of a length that MLflow takes; what is no text is written as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else strict_json.encode(value)
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -4,7 +4,6 @@ Whichever ranks wrote them: a piece of a tensor is copied from the file that it 
 whole. Every digest of the checkpoint is checked before anything is read.
 """
 
-import json
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lockstep import strict_json
 from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.report.values import mapping
 from lockstep.catalog.run import Run
@@ -85,7 +85,7 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
         offsets = [place, place + whole.bytes]
         header[name] = {"dtype": whole.dtype, "shape": list(whole.shape), "data_offsets": offsets}
         place += whole.bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = strict_json.encode(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)
     with temporary_beside(target) as temporary:

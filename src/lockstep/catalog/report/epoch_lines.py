@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lockstep.catalog.report.values import at, number
+from lockstep.catalog.report.values import at, figure, number
+from lockstep.strict_json import real
 
 
 def together(kept: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def together(kept: dict[str, Any]) -> dict[str, Any]:
         samples = sum(weight for weight, _ in shares)
         merged[split] = {"samples": samples} if samples else None
         for key in ("loss", "accuracy") if samples else ():
-            values = [(weight, number(at(line, split, key))) for weight, line in shares if weight]
+            values = [(weight, real(figure(at(line, split, key)))) for weight, line in shares if weight]
             known = [weight * value for weight, value in values if value is not None]
-            merged[split][key] = sum(known) / samples if len(known) == len(values) else None
+            merged[split][key] = figure(sum(known) / samples) if len(known) == len(values) else None
     return merged

@@ -4,6 +4,8 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+from lockstep.strict_json import name_of, real
+
 DASH = "–"
 LATEST = 253_402_300_000  # in the year 9999, the last that a calendar here can show
 LARGEST = 1e15  # nothing that a run measures is larger; what is cannot be drawn
@@ -14,6 +16,12 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if -LARGEST < value < LARGEST else None
+
+
+def figure(value: object) -> float | str | None:
+    """A number as records hold it: a finite one, or the name of one that is not (NaN); None for anything else."""
+    found = real(value)
+    return number(value) if found is None or math.isfinite(found) else name_of(found)
 
 
 def whole(value: object) -> int | None:
@@ -58,15 +66,17 @@ def show_moment(value: float | None) -> str:
 
 def show_percent(value: object) -> str:
     """A share of one: 0.9722 is 97.2%."""
-    found = number(value)
-    return DASH if found is None else f"{found * 100:.1f}%"
+    found = figure(value)
+    if not isinstance(found, float):
+        return found or DASH
+    return f"{found * 100:.1f}%"
 
 
 def show_decimal(value: object) -> str:
     """Four significant digits: losses, learning rates."""
-    found = number(value)
-    if found is None:
-        return DASH
+    found = figure(value)
+    if not isinstance(found, float):
+        return found or DASH
     if found and not 1e-4 <= abs(found) < 1e5:
         return f"{found:.2e}"
     return f"{found:#.4g}" if found else "0"
@@ -121,9 +131,9 @@ def is_scalar(value: object) -> bool:
 
 
 def show_scalar(value: object) -> str:
-    """Any JSON scalar as text: yes and no for truth, a dash for null, NaN, nothing, and what is no scalar."""
+    """Any JSON scalar as text: yes and no for truth, a dash for null, nothing, and what is no scalar."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not is_scalar(value) or value is None or value == "":
         return DASH
-    return DASH if isinstance(value, float) and not math.isfinite(value) else str(value)
+    return name_of(value) if isinstance(value, float) and not math.isfinite(value) else str(value)
