@@ -46,4 +46,9 @@ def real(value: object) -> float | None:
     """A number as it was before it was written, also one that is not finite; None for anything else."""
     if isinstance(value, str):
         return NOT_FINITE.get(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number that is larger than any float
+        return None
