@@ -7,7 +7,7 @@ from lockstep.engine import checkpoint, sharded
 from lockstep.engine.job import Job
 from lockstep.engine.optimizers import learning_rate
 from lockstep.errors import RunFailed
-from lockstep.strategies.base import clock
+from lockstep.running_time import RunningTime
 
 
 def checkpoint_due(job: Job, step: int) -> bool:
@@ -47,9 +47,9 @@ def wait_for_lines(job: Job, step: int) -> None:
     """
     epochs = step // job.batches.steps_per_epoch
     seconds = job.parameters.distributed.timeout_seconds
-    deadline = clock() + seconds
+    waited = RunningTime()
     while (rank := job.board.behind(step, epochs)) is not None:
-        if clock() > deadline:
+        if waited.seconds() > seconds:
             raise RunFailed(
                 f"rank {rank} has not noted step {step} within {seconds:g} s of rank 0", "timeout"
             )

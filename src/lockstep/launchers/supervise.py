@@ -15,6 +15,7 @@ from lockstep.catalog.run import Run
 from lockstep.errors import RunFailed
 from lockstep.files import printable, read_json
 from lockstep.launchers.client import Server
+from lockstep.running_time import RunningTime
 
 POLL_SECONDS = 0.1
 START_SECONDS = (
@@ -38,7 +39,10 @@ class Watched:
     pids: list[int] = field(default_factory=list)
     exits: dict[int, tuple[int, float]] = field(default_factory=dict)  # index: (code, when)
     log_offsets: list[int] = field(default_factory=list)
-    lives: list[tuple[int, float]] = field(default_factory=list)  # (beats, when they last changed)
+    beats: dict[int, int] = field(
+        default_factory=dict
+    )  # of the processes that had not ended at the last look
+    silence: RunningTime = field(default_factory=RunningTime)  # since any of them last gave a sign of life
 
     def __post_init__(self) -> None:
         self.log_offsets = [log.stat().st_size if log.exists() else 0 for log in self.logs]
@@ -199,20 +203,17 @@ def _at(watched: Watched, index: int) -> str:
 
 def check_lives(watched: Watched, board: Board) -> None:
     """RunFailed when no rank has moved for the timeout: the ones that are behind are named."""
-    now = time.monotonic()
-    beats = [board.integer(rank, "beats") for rank in range(board.processes)]
-    if not watched.lives:
-        watched.lives = [(beat, now) for beat in beats]
-    for rank, beat in enumerate(beats):
-        if beat != watched.lives[rank][0]:
-            watched.lives[rank] = (beat, now)
     still = [rank for rank in range(board.processes) if rank not in watched.exits]
     if not still:
         return
+    beats = {rank: board.integer(rank, "beats") for rank in still}
+    if beats != watched.beats:
+        watched.beats = beats
+        watched.silence.restart()
     phases = {rank: board.phase(rank) for rank in still}
     all_done = set(phases.values()) == {"done"}
     limit = START_SECONDS if "starting" in phases.values() else watched.timeout_seconds
-    if now - max(watched.lives[rank][1] for rank in still) < (LEAVE_SECONDS if all_done else limit):
+    if watched.silence.seconds() < (LEAVE_SECONDS if all_done else limit):
         return
     if all_done:  # gloo can hang on leaving; there is nothing left to lose
         watched.server.kill_group()

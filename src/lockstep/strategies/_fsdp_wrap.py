@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
+from lockstep.strategies._joining import mesh_of_ranks
 
 
 def separable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -41,8 +42,8 @@ def _uses(module: nn.Module) -> dict[int, int]:
 def mesh_of(device: str, ranks: int, within: int, sharding: str) -> DeviceMesh:
     """All ranks in a row, or replicas of groups of ``within``."""
     if sharding != "hybrid":
-        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (ranks // within, within), mesh_dim_names=("replicate", "shard"))
+        return mesh_of_ranks(device, (ranks,), ("shard",))
+    return mesh_of_ranks(device, (ranks // within, within), ("replicate", "shard"))
 
 
 def policy(

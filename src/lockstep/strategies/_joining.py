@@ -1,29 +1,31 @@
 """Joining torch's process group, for strategies that leave their collectives to torch."""
 
 import contextlib
-import os
 from dataclasses import replace
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lockstep.errors import UsageError
 from lockstep.strategies.base import Group, open_transport
+from lockstep.transports._process_group import NO_LIMIT, join_group, store_of
 from lockstep.transports.base import Transport
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # what is summed on the host still goes over gloo
 
 
 def join(group: Group, device: torch.device) -> None:
-    """gloo between processors, NCCL between GPUs."""
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ[name] = "lo"  # loopback listeners only
-    store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
-    # The launcher notices a hang first, and can say who hangs; the backend's own limit is behind it.
-    limit = timedelta(seconds=2 * group.timeout_seconds + 30)
-    backend, ranks = BACKENDS[device.type], group.world_size
-    dist.init_process_group(backend, store=store, rank=group.rank, world_size=ranks, timeout=limit)
+    """gloo between processors, NCCL between GPUs. The launcher notices a hang, and says who hangs."""
+    join_group(group, BACKENDS[device.type], store_of(group))
+
+
+def mesh_of_ranks(device: str, shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+    """All ranks in rows and columns. Groups of some ranks get torch's own limit when they are made."""
+    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+    for subgroup in mesh.get_all_groups():
+        dist.set_timeout(NO_LIMIT, subgroup)
+    return mesh
 
 
 def for_sums(group: Group) -> Transport | None:

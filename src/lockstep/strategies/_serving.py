@@ -63,9 +63,9 @@ class Serving:
         self._norm_squared = 0.0
         self._changed = threading.Condition()
         self._errors: list[BaseException] = []
-        limit = transport.timeout_seconds
-        self._summed = threading.Barrier(workers, self._sum, limit)
-        self._updated = threading.Barrier(workers, self._update_together, limit)
+        # No limits here: a thread that is missing waits for its worker, which the transport has a limit for.
+        self._summed = threading.Barrier(workers, self._sum)
+        self._updated = threading.Barrier(workers, self._update_together)
 
     def load(self, slots: dict[str, Tensor]) -> None:
         """Take this slice's part of a whole optimizer state."""

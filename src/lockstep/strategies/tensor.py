@@ -17,7 +17,7 @@ import torch._dynamo  # which sharding needs anyway: imported with this file, a 
 import torch.distributed as dist
 from pydantic import Field
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
@@ -32,7 +32,7 @@ from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
 from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
-from lockstep.strategies._joining import join
+from lockstep.strategies._joining import join, mesh_of_ranks
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_alike import Alike, divided_by
 from lockstep.strategies._tensor_draws import Draws
@@ -98,7 +98,7 @@ class Tensor(Strategy):
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
         ties = tied(module, self.plan)
-        mesh = init_device_mesh(device.type, (self.groups, self.size), mesh_dim_names=("data", "tensor"))
+        mesh = mesh_of_ranks(device.type, (self.groups, self.size), ("data", "tensor"))
         for name, way in self.plan.items():
             if name:
                 parallelize_module(module, mesh["tensor"], {name: _style(way)})

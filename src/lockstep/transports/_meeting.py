@@ -25,6 +25,7 @@ from pathlib import Path
 
 from lockstep.errors import UsageError
 from lockstep.files import write_atomically
+from lockstep.running_time import SLICE_SECONDS, RunningTime
 from lockstep.transports._frames import MAGIC, TOKEN_BYTES
 from lockstep.transports._network import own_address
 from lockstep.transports.base import Group, Label, TransportError
@@ -45,7 +46,7 @@ class Meeting:
         self.sockets: dict[int, socket.socket] = {}
         self._place = group.rendezvous
         self._seconds = group.timeout_seconds
-        self._deadline = time.monotonic() + group.timeout_seconds
+        self._waited = RunningTime()
         address = own_address(network)
         with socket.create_server((address, 0), family=_family(address), backlog=self.size + 64) as listener:
             if self.rank == 0:
@@ -87,7 +88,7 @@ class Meeting:
         return bytes.fromhex(text)
 
     def _pause(self, peer: int) -> None:
-        if time.monotonic() > self._deadline:
+        if self._waited.seconds() > self._seconds:
             raise self._failed(peer, f"did not join within {self._seconds:g} s", "hang")
         time.sleep(_POLL_SECONDS)
 
@@ -105,8 +106,6 @@ class Meeting:
             try:
                 self._introduce(self.sockets[peer], peer)
                 return
-            except TimeoutError:
-                raise self._failed(peer, f"did not answer within {self._seconds:g} s", "hang") from None
             except OSError as error:
                 self.sockets.pop(peer).close()
                 if tries == _TRIES:
@@ -117,22 +116,35 @@ class Meeting:
         while True:
             address = tuple(json.loads(self._read(str(peer), peer)))
             try:
-                return socket.create_connection(address, timeout=self._left())
+                return socket.create_connection(address, timeout=SLICE_SECONDS)
             except OSError:
                 self._pause(peer)  # an earlier process may have left the address
 
     def _introduce(self, connection: socket.socket, peer: int) -> None:
         """Prove to a peer that this rank belongs, and have it prove the same."""
-        theirs = _exactly(connection, _NONCE_BYTES)
+        theirs = self._exactly(connection, _NONCE_BYTES, peer)
         mine = secrets.token_bytes(_NONCE_BYTES)
         proof = self._proof(b"connect", peer, self.rank, theirs, mine)
         connection.sendall(_HELLO.pack(MAGIC, self.rank, mine, proof))
-        answer = _exactly(connection, _PROOF_BYTES)
+        answer = self._exactly(connection, _PROOF_BYTES, peer)
         if not hmac.compare_digest(answer, self._proof(b"accept", peer, self.rank, mine, theirs)):
             raise self._failed(peer, "could not prove that it belongs to this run")
 
-    def _left(self) -> float:
-        return max(self._deadline - time.monotonic(), 0.001)
+    def _exactly(self, connection: socket.socket, count: int, peer: int) -> bytes:
+        """So many bytes from a peer, whose connection has a timeout of a slice."""
+        found = b""
+        while len(found) < count:
+            try:
+                more = connection.recv(count - len(found))
+            except TimeoutError:
+                if self._waited.seconds() > self._seconds:
+                    how = f"did not answer within {self._seconds:g} s"
+                    raise self._failed(peer, how, "hang") from None
+                continue
+            if not more:
+                raise ConnectionError("it closed the connection")
+            found += more
+        return found
 
     def _accept(self, listener: socket.socket) -> None:
         """Hear everyone who connects, all at once, until every higher rank has proven itself."""
@@ -142,8 +154,8 @@ class Meeting:
         poll.register(listener, select.POLLIN)
         try:
             while missing := [rank for rank in range(self.rank + 1, self.size) if rank not in self.sockets]:
-                ready = poll.poll(self._left() * 1000)
-                if time.monotonic() > self._deadline:  # whatever strangers keep saying
+                ready = poll.poll(SLICE_SECONDS * 1000)
+                if self._waited.seconds() > self._seconds:  # whatever strangers keep saying
                     raise self._failed(missing[0], f"did not join within {self._seconds:g} s", "hang")
                 for descriptor, _ in ready:
                     if descriptor == listener.fileno():
@@ -228,13 +240,3 @@ class _Guest:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        more = connection.recv(count - len(found))
-        if not more:
-            raise ConnectionError("it closed the connection")
-        found += more
-    return found

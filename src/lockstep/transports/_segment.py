@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lockstep.files import write_json
 from lockstep.linux import start_ticks
+from lockstep.running_time import RunningTime
 from lockstep.transports.base import Group, Label, TransportError
 
 LINE = 64  # bytes of a cache line: no two ranks write to the same one
@@ -73,13 +74,13 @@ class Segment:
         self.rank, self.layout = group.rank, layout
         self._seconds = group.timeout_seconds
         self._place = group.rendezvous.with_name(group.rendezvous.name + "-shm")
-        deadline = time.monotonic() + group.timeout_seconds
-        descriptor = self._create() if self.rank == 0 else self._open(deadline)
+        waited = RunningTime()
+        descriptor = self._create() if self.rank == 0 else self._open(waited)
         try:
             self.memory = mmap.mmap(descriptor, layout.total_bytes)
             self.bytes = memoryview(self.memory)
             self.words = memoryview(self.memory)[: layout.control_bytes].cast("Q")
-            self._meet(deadline)
+            self._meet(waited)
         finally:
             os.close(descriptor)
         self._processes = {rank: self._pidfd(rank) for rank in range(layout.ranks) if rank != self.rank}
@@ -92,9 +93,9 @@ class Segment:
         write_json(self._place, where | {"bytes": self.layout.total_bytes})
         return descriptor
 
-    def _open(self, deadline: float) -> int:
+    def _open(self, waited: RunningTime) -> int:
         """Wait for rank 0's word. One that an earlier process left is passed over: its process is gone."""
-        while time.monotonic() < deadline:
+        while waited.seconds() < self._seconds:
             try:
                 where = json.loads(self._place.read_text())
                 if start_ticks(where["pid"]) == where["start_ticks"]:
@@ -108,20 +109,20 @@ class Segment:
             time.sleep(_POLL_SECONDS)
         raise self._failed(0, f"did not create the shared memory within {self._seconds:g} s", "hang")
 
-    def _meet(self, deadline: float) -> None:
+    def _meet(self, waited: RunningTime) -> None:
         layout, words = self.layout, self.words
         words[layout.word("ticks", self.rank)] = start_ticks(os.getpid()) or 0
         words[layout.word("pid", self.rank)] = os.getpid()
         waiting = set(range(layout.ranks))
         while waiting := {rank for rank in waiting if not words[layout.word("pid", rank)]}:
-            if time.monotonic() > deadline:
+            if waited.seconds() > self._seconds:
                 raise self._failed(min(waiting), f"did not join within {self._seconds:g} s", "hang")
             time.sleep(_POLL_SECONDS)
         if self.rank == 0:
             self._place.unlink(missing_ok=True)
             words[0] = 1
         while not words[0]:  # so that nobody finds this segment when the next one is meant
-            if time.monotonic() > deadline:
+            if waited.seconds() > self._seconds:
                 raise self._failed(0, f"did not join within {self._seconds:g} s", "hang")
             time.sleep(_POLL_SECONDS)
 

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable
 
 from lockstep.linux import cores
+from lockstep.running_time import SLICE_SECONDS, RunningTime
 from lockstep.transports._segment import Segment
 from lockstep.transports.base import Label, Transport
 
 _SPINS = 200  # looks without giving way: about 20 microseconds
 _YIELD_SECONDS = 0.002  # then giving way to whoever else is ready
 _SLEEP_SHARE, _LONGEST_SLEEP = 0.05, 0.001  # then sleeping, for a share of what has been waited already
-_LOOK_SECONDS = 0.05  # how often it is asked whether the peer lives
 
 # Through ctypes, since os.sched_yield keeps other threads of this process waiting before Python 3.12.
 give_way = ctypes.CDLL(None).sched_yield
@@ -30,12 +30,12 @@ class Waiting:
             if done():
                 return
         began = time.monotonic()
-        looked = began
+        looked, waited = began, RunningTime()
         while not done():
             now = time.monotonic()
-            if now - looked > _LOOK_SECONDS:
+            if now - looked > SLICE_SECONDS:
                 self._look(done, peer, label)
-                if now - began > self._transport.timeout_seconds:
+                if waited.seconds() > self._transport.timeout_seconds:
                     raise self._transport.timed_out(peer, label, "nothing arrived from")
                 looked = now
             if now - began < _YIELD_SECONDS:

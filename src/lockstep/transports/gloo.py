@@ -4,14 +4,20 @@ gloo matches messages by their tag and checks nothing else, so a tag that never 
 a message of another length ends the process. The group's connections are loopback only.
 """
 
-import os
-from datetime import timedelta
+import threading
+import time
+from queue import SimpleQueue
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep.transports.base import Done, Group, Label, Pending, Transport
+from lockstep.running_time import SLICE_SECONDS, RunningTime
+from lockstep.transports._process_group import NO_LIMIT, join_group, store_of
+from lockstep.transports.base import Done, Group, Label, Pending, Transport, TransportError
+
+_POLL_SECONDS = 0.002
 
 
 class Gloo(Transport):
@@ -19,14 +25,23 @@ class Gloo(Transport):
 
     def __init__(self, group: Group) -> None:
         super().__init__(group)
-        self._limit = timedelta(seconds=group.timeout_seconds)
         self._own = not dist.is_initialized()
+        self._of_thread = threading.local()
         if self._own:
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # loopback listeners only
-            store = dist.FileStore(str(group.rendezvous), self.size)  # type: ignore[attr-defined]
-            dist.init_process_group(
-                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=self._limit
-            )
+            store = store_of(group)
+            self._await_all(store)
+            join_group(group, "gloo", store)
+
+    def _await_all(self, store: Any) -> None:
+        """Until every rank has said that it is here: joining itself has no limit."""
+        store.set(f"here/{self.rank}", "")
+        waited = RunningTime()
+        for rank in range(self.size):
+            while not store.check([f"here/{rank}"]):
+                if waited.seconds() > self.timeout_seconds:
+                    how = f"rank {rank} did not join within {self.timeout_seconds:g} s"
+                    raise TransportError(how, rank=self.rank, peer=rank, label=Label("join"), cause="hang")
+                time.sleep(_POLL_SECONDS)
 
     def send(self, tensor: Tensor, to: int, tag: int = 0) -> Pending:
         """gloo's thread sends it."""
@@ -45,18 +60,45 @@ class Gloo(Transport):
 
     def finish(self, work: dist.Work, peer: int, label: Label, what: str) -> None:
         """Wait, and say who it was where gloo does not."""
-        try:
-            work.wait(self._limit)
-        except RuntimeError as error:
-            text = str(error)
-            if "imed out" in text or "imeout" in text:
-                raise self.timed_out(peer, label, what) from None
-            raise self.gone(peer, label, f"died, or closed its connection ({text.splitlines()[0]})") from None
+        waiter = getattr(self._of_thread, "waiter", None)
+        if waiter is None:
+            waiter = self._of_thread.waiter = _Waiter()
+        waiter.works.put(work)
+        waited = RunningTime()
+        while not waiter.done.acquire(timeout=SLICE_SECONDS):
+            if waited.seconds() > self.timeout_seconds:
+                del self._of_thread.waiter  # which will be done with this message at the wrong time
+                raise self.timed_out(peer, label, what)
+        if waiter.error is not None:
+            del self._of_thread.waiter
+            how = f"died, or closed its connection ({str(waiter.error).splitlines()[0]})"
+            raise self.gone(peer, label, how)
 
     def close(self) -> None:
         """Leave the group, where this transport made it."""
         if self._own and dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Waiter:
+    """A thread that waits in gloo without a limit, for one thread at a time, which can then count running time.
+
+    A wait of gloo's own that runs out closes all of its connections, so it cannot be cut into slices.
+    """
+
+    def __init__(self) -> None:
+        self.works: SimpleQueue[dist.Work] = SimpleQueue()
+        self.done = threading.Semaphore(0)
+        self.error: RuntimeError | None = None
+        threading.Thread(target=self._wait, name="gloo-wait", daemon=True).start()
+
+    def _wait(self) -> None:
+        while self.error is None:
+            try:
+                self.works.get().wait(NO_LIMIT)
+            except RuntimeError as error:
+                self.error = error
+            self.done.release()
 
 
 class _Work:

@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
+from lockstep.running_time import SLICE_SECONDS, RunningTime
 from lockstep.transports._frames import Frame
 from lockstep.transports.base import Done, Group, Label, Pending, Transport, TransportError, bytes_of
 
@@ -76,17 +77,18 @@ class Queue(Transport):
     def take(self, source: int, label: Label) -> "_Message":
         """Wait for the next message from a rank."""
         pipe = self._hub.pipes[source][self.rank]
-        deadline = time.monotonic() + self.timeout_seconds
+        waited = RunningTime()
         with pipe.changed:
             while not pipe.messages:
                 if pipe.closed:
                     raise self.gone(source, label, "has left")
-                if not pipe.changed.wait(max(deadline - time.monotonic(), 0)):
+                if not pipe.changed.wait(SLICE_SECONDS) and waited.seconds() > self.timeout_seconds:
                     raise self.timed_out(source, label, "nothing arrived from")
             message = pipe.messages.popleft()
-        time.sleep(max(min(message.due, deadline) - time.monotonic(), 0))
-        if message.due > deadline:
-            raise self.timed_out(source, label, "nothing arrived from")
+        while (rest := message.due - time.monotonic()) > 0:
+            if waited.seconds() > self.timeout_seconds:
+                raise self.timed_out(source, label, "nothing arrived from")
+            time.sleep(min(rest, SLICE_SECONDS))
         return message
 
     def close(self) -> None:

@@ -8,12 +8,12 @@ still has to send, so two ranks that send each other more than the kernel holds 
 import select
 import socket
 import threading
-import time
 import zlib
 from collections.abc import Callable
 
 from torch import Tensor
 
+from lockstep.running_time import SLICE_SECONDS, RunningTime
 from lockstep.transports._frames import BYE, HEADER_BYTES, PAYLOAD_CHECKED, Frame, pack
 from lockstep.transports._meeting import Meeting
 from lockstep.transports._stream import Link, Receive, Send
@@ -21,7 +21,6 @@ from lockstep.transports._waiting import give_way
 from lockstep.transports.base import Group, Label, Pending, Reduce, Transport, bytes_of
 
 _LOOKS = 10  # at a connection, giving way to whoever is ready, before the kernel is asked to wake this rank
-_LOOK_SECONDS = 0.5
 
 
 class Tcp(Transport):
@@ -87,10 +86,9 @@ class Tcp(Transport):
             if attempt():
                 return
             give_way()
-        began = time.monotonic()
+        waited = RunningTime()
         while not attempt():
-            left = began + self.timeout_seconds - time.monotonic()
-            if left <= 0:
+            if waited.seconds() > self.timeout_seconds:
                 what = "nothing arrived from" if receiving else "nothing was taken by"
                 raise self.timed_out(peer, label, what)
             poll = select.poll()
@@ -100,7 +98,7 @@ class Tcp(Transport):
                 wanted |= 0 if link.ended else select.POLLRDHUP
                 if wanted:
                     poll.register(link.connection, wanted)
-            for descriptor, event in poll.poll(min(left, _LOOK_SECONDS) * 1000):
+            for descriptor, event in poll.poll(SLICE_SECONDS * 1000):
                 rank = next(rank for rank, link in self.links.items() if link.descriptor == descriptor)
                 if event & select.POLLOUT:
                     self.push(rank, label)
