@@ -168,6 +168,35 @@ def stalls(rank: int, folder: Path, transport: str, seconds: float) -> Any:
     return None
 
 
+def answers_when_told(rank: int, folder: Path, transport: str, seconds: float) -> Any:
+    """Rank 0 waits for a message, which rank 1 sends once a file says so."""
+    ours = opened(transport, rank, 2, folder, seconds)
+    (folder / f"here-{rank}").touch()
+    into = torch.empty(5)
+    if rank == 0:
+        ours.recv(into, 1, 2).wait()
+        (folder / "seen").touch()
+    else:
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        ours.send(torch.arange(5.0), 0, 2).wait()
+        while not (folder / "seen").exists():
+            time.sleep(0.01)
+    ours.close()
+    return into.tolist()
+
+
+def limits_of_torch(rank: int, folder: Path) -> list[float]:
+    """The time limits of the process groups that a strategy on a mesh uses, in seconds."""
+    from lockstep.strategies._joining import join, mesh_of_ranks
+
+    device = torch.device("cpu")
+    join(Group(rank, 2, folder / "rendezvous", 1.0), device)
+    mesh = mesh_of_ranks("cpu", (2, 1), ("data", "tensor"))
+    groups = [torch.distributed.group.WORLD, *mesh.get_all_groups()]
+    return [group._get_backend(device).options._timeout.total_seconds() for group in groups]
+
+
 def dies(rank: int, folder: Path, transport: str, ranks: int, dead: int, algorithm: str) -> Any:
     """One rank is killed in the middle of things; the others go on reducing until they notice."""
     ours = opened(transport, rank, ranks, folder, 30.0)
