@@ -186,19 +186,6 @@ def test_more_ranks_than_cores_is_a_warning_that_says_what_it_costs(command):
     assert re.search(rf"warning: .*{linux.cores() + 1} on {linux.cores()} cores", output)
 
 
-def test_a_missing_optional_package_names_the_extra(command, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "from importlib.machinery import PathFinder\n"
-        "find = PathFinder.find_spec\n"
-        "def without(name, path=None, target=None):\n"
-        "    return None if name.split('.')[0] == 'sklearn' else find(name, path, target)\n"
-        "PathFinder.find_spec = staticmethod(without)\n"
-    )
-    output = command.run("--run-id", "r", status=1, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    assert "uv run --extra digits pipeline.py" in output
-    assert "Traceback" not in output
-
-
 def test_elsewhere_than_linux_training_refuses_in_one_line(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UsageError, match="needs Linux"):

@@ -31,10 +31,11 @@ class ParametersError(UsageError):
 class MissingPackage(UsageError):
     """An optional package is needed and absent; the message names the extra that installs it."""
 
-    def __init__(self, package: str, extra: str, wanted_by: str) -> None:
+    def __init__(self, package: str, extra: str, wanted_by: str, command: str = "pipeline.py") -> None:
         super().__init__(
             f"{wanted_by} needs the package {package}, which is not installed. "
-            f"Install the extra: uv run --extra {extra} pipeline.py (or: pip install 'lockstep[{extra}]')"
+            f"Install it: uv pip install {package}; or, where lockstep itself is the project, name its extra: "
+            f"uv run --extra {extra} {command}"
         )
 
 

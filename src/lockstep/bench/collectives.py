@@ -20,7 +20,8 @@ from lockstep.collectives.schedule import PAIRS
 from lockstep.collectives.topology import Link, Topology
 from lockstep.errors import LockstepError, RunFailed, UsageError
 from lockstep.launchers.client import Server, ended_on_exit
-from lockstep.linux import cores, require_linux
+from lockstep.linux import cores
+from lockstep.readiness import require_training
 
 GLOO, COPIES = "gloo's own all_reduce", "copies alone"
 UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
@@ -104,7 +105,7 @@ def size_of(word: str) -> int:
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
     """Run the ranks, and put together what they saw."""
-    require_linux("the benchmark")
+    require_training("the benchmark")
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as name, ended_on_exit(Server()) as server:
         folder = Path(name)

@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run, print a row for each step; 1 where a step is not the serial one."""
     from lockstep.cli import output
     from lockstep.launchers import gather
-    from lockstep.linux import require_linux
+    from lockstep.readiness import require_training
 
-    require_linux("collectives run")
+    require_training("collectives run")
     if arguments.ranks_per_machine and arguments.algorithm != "hierarchical":
         raise UsageError(ONLY_HIERARCHICAL)
     for option, most in MOST.items():

@@ -10,6 +10,7 @@ from lockstep.cli import output
 from lockstep.cli.diff import add_tolerance, checked_tolerance
 from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.linux import require_linux
+from lockstep.readiness import require_started_once
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Repeat it and print the verdict; 0 for the same bits or within the tolerance, else 1."""
     require_linux("reproducing a run")
+    require_started_once("reproducing a run")
     tolerance = checked_tolerance(arguments)
     found = find(catalog_of(arguments), arguments.run)
     from lockstep.orchestration.reproduce import SAME_ENOUGH, Wish, reproduce

@@ -9,7 +9,7 @@ from pathlib import Path
 from lockstep.catalog.run import CATALOG, project_root
 from lockstep.cli.guard import guarded
 from lockstep.errors import UsageError
-from lockstep.linux import require_linux
+from lockstep.readiness import require_training
 
 KINDS = ("parameters", "data", "code", "packages")
 
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the fork server first, as `run` does."""
-    require_linux("training")
+    require_training("training")
     folder = Path.cwd()
     both = set(arguments.accept) & set(arguments.keep)
     if both:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lockstep.catalog.run import CATALOG, Run, project_root
 from lockstep.cli.guard import guarded
 from lockstep.errors import UsageError
-from lockstep.linux import require_linux
+from lockstep.readiness import require_training
 
 if TYPE_CHECKING:  # pydantic comes with it, and nothing is imported before the fork server has started
     from lockstep.parameters import Parameters
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser, face: Face = LOCKSTEP) -> None:
 
 def run(arguments: argparse.Namespace, face: Face = LOCKSTEP) -> int:
     """Start the fork server first, since importing torch takes longest, and everything else beside it."""
-    require_linux("training")
+    require_training("training")
     folder = Path.cwd()
     for text in arguments.overrides:
         if "=" not in text:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lockstep.errors import LockstepError, RunFailed
+from lockstep.errors import RunFailed
 from lockstep.linux import start_ticks
 
 RANK_MODULES = (
@@ -55,6 +55,7 @@ class Server:
         self._buffer = b""
         self._group = 0  # the one that was started last
         self._method = ""
+        self.failure: RunFailed | None = None  # why it can start nothing any more
         self._pids: list[tuple[int, int | None]] = []
 
     def prepare(self, start_method: str, folder: Path, strategy: str | None = None) -> None:
@@ -92,16 +93,23 @@ class Server:
 
     def poll(self, seconds: float) -> list[dict[str, Any]]:
         """The messages that arrive within the time; RunFailed where the server itself is gone."""
+        if self.failure is not None:
+            raise self.failure
         if b"\n" not in self._buffer and not self._selector.select(seconds):
             return []
         data = self._socket.recv(1 << 16)
         if not data:
-            raise RunFailed(f"the process that starts the ranks ended: {self._last_words()}", "signal")
+            self.failure = RunFailed(
+                f"the process that starts the ranks ended: {self._last_words()}", "signal"
+            )
+            raise self.failure
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         messages = [json.loads(line) for line in lines]
         for message in messages:
             if message["event"] == "failed":
-                raise LockstepError(f"ranks cannot be started: {message['message']}\n{self._last_words()}")
+                more = "" if message.get("explained") else f"\n{self._last_words()}"
+                self.failure = RunFailed(f"ranks cannot be started: {message['message']}{more}")
+                raise self.failure
             if message["event"] == "started" and message["group"] == self._group:
                 self._pids = [(pid, start_ticks(pid)) for pid in message["pids"]]
         # The last deaths of a group that was ended may be told when the next one has been ordered.

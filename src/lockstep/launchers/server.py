@@ -33,8 +33,11 @@ def main() -> None:
     with socket.socket(fileno=descriptor) as channel:
         try:
             serve(channel)
+        except ImportError as error:  # a package is missing or broken: nothing that a traceback would explain
+            send(channel, event="failed", message=f"{type(error).__name__}: {error}", explained=True)
+            sys.exit(1)
         except Exception as error:
-            send(channel, event="failed", message=f"{type(error).__name__}: {error}")
+            send(channel, event="failed", message=f"{type(error).__name__}: {error}", explained=False)
             raise
 
 

@@ -26,7 +26,10 @@ def make(session: Session, distributed: Distributed) -> dict[str, Any]:
     order = {"run": str(session.run.path)}
     try:
         found: dict[str, Any] = gather("lockstep.engine.forecast:main", order, 1, LIMIT_SECONDS, server)[0]
-    except LockstepError as error:  # its process was killed, perhaps for want of memory: the ranks will tell
+    except LockstepError as error:
+        if server.failure is not None:  # nor will it start any rank
+            raise
+        # its process was killed, perhaps for want of memory: the ranks will tell
         return {"absent": str(error)}
     if "ranks" in found:
         found["available_bytes"] = available_bytes()

@@ -76,7 +76,7 @@ def _client(tracking_uri: str | None) -> tuple[Any, tuple[type[Exception], ...]]
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError:
-        raise MissingPackage("mlflow-skinny", "mlflow", "--format mlflow") from None
+        raise MissingPackage("mlflow-skinny", "mlflow", "--format mlflow", "lockstep export ...") from None
     import requests  # the client's own
 
     return MlflowClient(_server(tracking_uri)), (MlflowException, requests.RequestException)
