@@ -132,7 +132,7 @@ def test_the_statement_names_code_data_packages_parent_and_parameters(catalog, c
     seal = hashlib.sha256(run.manifest.read_bytes()).hexdigest()
     assert byproducts["manifest.json"]["digest"]["sha256"] == seal
     results = byproducts["distributed_training_results.json"]["annotations"]
-    assert results["status"] == "succeeded" and results["loss"] == 0.0874
+    assert results["status"] == "succeeded" and results["test_loss"] == 0.0874
 
 
 @pytest.mark.parametrize("form", ["in-toto", "openlineage"])

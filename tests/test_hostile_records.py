@@ -210,7 +210,15 @@ def test_ten_thousand_names_are_safe_in_every_reader(catalog):
 
 def table_of(name):
     keys = ("run_id", "status", "cause", "tag", "strategy", "world_size", "dataset", "model")
-    figures = ("accuracy", "loss", "samples_per_second", "seconds", "age_seconds")
+    figures = (
+        "accuracy",
+        "loss",
+        "test_accuracy",
+        "test_loss",
+        "samples_per_second",
+        "seconds",
+        "age_seconds",
+    )
     return table([dict.fromkeys((*keys, *figures), name)])
 
 
@@ -404,6 +412,8 @@ def test_a_long_table_is_safe_and_quick_on_a_terminal(monkeypatch):
 
     said = Terminal()
     monkeypatch.setattr(sys, "stdout", said)
-    rows = [table_of(f"\x1b[31m{number}").rows[0] for number in range(output.MOST_DRAWN + 1)]
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [table_of(f"\x1b[31m{number}").rows[0] for number in range(500)]
     output.write_table(type(table_of("x"))(rows, table_of("x").headings))
-    assert shown_safely(said.getvalue()) and len(said.getvalue().splitlines()) == len(rows) + 1
+    assert shown_safely(said.getvalue()) and len(said.getvalue().splitlines()) == len(rows) + 2

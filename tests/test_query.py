@@ -45,8 +45,9 @@ def make(
     events.append(run, "started", time=made, attempt=1, process=process)
     if end:
         events.append(run, "finished", time=made, status=end, cause=None, message=None, rank=None)
-    test = {"accuracy": accuracy, "loss": loss}
-    run.results.write_text(json.dumps({"evaluation": {"final": {"test": test}}, "training": more}))
+    test = {} if loss is None else {"accuracy": 1 - accuracy, "loss": 1 - loss}  # the other way round
+    final = {"validation": {"accuracy": accuracy, "loss": loss}, "test": test}
+    run.results.write_text(json.dumps({"evaluation": {"final": final}, "training": more}))
     return run
 
 
@@ -85,6 +86,9 @@ def ids(catalog, *where, **query):
         (["accuracy!=0.97"], ["fair", "lost"]),
         (["accuracy="], ["lost"]),
         (["accuracy!="], ["good", "fair"]),
+        (["validation_loss<0.2"], ["good"]),
+        (["test_accuracy>5%"], ["fair"]),
+        (["test_loss<0.8"], ["fair"]),
         (["strategy=ddp"], ["good", "lost"]),
         (["strategy!=ddp"], ["fair"]),
         (["strategy == ddp", "accuracy >= 0.9"], ["good"]),
@@ -136,6 +140,8 @@ def test_tag_status_since_limit_and_where_narrow_the_list_together(catalog):
         ("accuracy:asc", ["fair", "good", "lost"]),
         ("loss", ["good", "fair", "lost"]),
         ("loss:desc", ["fair", "good", "lost"]),
+        ("test_loss", ["fair", "good", "lost"]),
+        ("test_accuracy:asc", ["good", "fair", "lost"]),
         ("samples/s", ["fair", "good", "lost"]),
         ("run", ["fair", "good", "lost"]),
         ("age", ["good", "fair", "lost"]),
@@ -283,17 +289,34 @@ def test_the_figures_of_a_run_that_ended_are_those_of_its_end_and_otherwise_of_i
     run = make(catalog, "ended", accuracy=0.5, loss=0.7, end=None, samples_per_second=10.0)
     (row,) = ask(catalog, Query(["run=ended"])).rows
     assert (row["accuracy"], row["loss"], row["samples_per_second"]) == (0.5, 0.7, 10.0)
-    figures = {"accuracy": 0.75, "loss": float(2), "samples_per_second": None}
+    figures = {"validation_accuracy": 0.75, "validation_loss": float(2), "samples_per_second": None}
     events.append(run, "finished", status="succeeded", figures=figures)
     (row,) = ask(catalog, Query(["run=ended"])).rows
     assert (row["accuracy"], row["loss"], row["samples_per_second"]) == (0.75, 2.0, None)
     events.append(run, "started", attempt=2, process=status.process_identity())
     (row,) = ask(catalog, Query(["run=ended"])).rows
     assert row["accuracy"] == 0.5
-    for odd in ({"accuracy": "<b>"}, {"accuracy": [1]}, {"accuracy": True}, {}):
+    for odd in (*({"validation_accuracy": value} for value in ("<b>", [1], True)), {}):
         events.append(run, "finished", status="succeeded", figures=odd)
         (row,) = ask(catalog, Query(["run=ended"])).rows
         assert row["accuracy"] is None
+
+
+def test_loss_and_accuracy_are_those_of_validation_also_where_an_earlier_version_repeated_the_test_splits(
+    catalog,
+):
+    run = make(catalog, "older", accuracy=0.8, loss=0.4, end=None)
+    events.append(run, "finished", status="succeeded", figures={"accuracy": 0.2, "loss": 0.6})
+    (row,) = ask(catalog, Query(["run=older"])).rows
+    assert [row[key] for key in ("accuracy", "loss")] == [0.8, 0.4]
+    assert [row[key] for key in ("test_accuracy", "test_loss")] == pytest.approx([0.2, 0.6])
+    run.results.write_text(json.dumps({"evaluation": {"final": {"test": {"accuracy": 0.2, "loss": 0.6}}}}))
+    (row,) = ask(catalog, Query(["run=older"])).rows
+    assert (row["accuracy"], row["loss"], row["test_loss"]) == (
+        None,
+        None,
+        0.6,
+    )  # never the test's in their place
 
 
 LINES = st.one_of(
@@ -302,7 +325,7 @@ LINES = st.one_of(
         st.sampled_from(["created", "started", "step_started", "step_finished", "finished", "sealed", "odd"]),
         st.none() | st.just("no time") | st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2)).map(str),
         st.sampled_from([
-            {}, {"status": "failed"}, {"status": "succeeded", "figures": {"loss": 1.5}}, {"attempt": 2},
+            {}, {"status": "failed"}, {"status": "succeeded", "figures": {"validation_loss": 1.5}}, {"attempt": 2},
             {"tag": "\u00fc"}, {"tag": '"event"'}, {"event ": "started"}, {"summary": {"strategy": "ddp"}},
         ]),
     ),

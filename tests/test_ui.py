@@ -103,7 +103,7 @@ def test_table_lists_every_run_with_what_list_says_and_no_path(server: Server, c
     assert {row["run_id"] for row in rows} == {"run-a", "run-b"}
     results = json.loads((catalog / "run-a" / "distributed_training_results.json").read_text())
     for row in rows:
-        assert row["accuracy"] == results["evaluation"]["final"]["test"]["accuracy"]
+        assert row["accuracy"] == results["evaluation"]["final"]["validation"]["accuracy"]
         assert row["strategy"] == "ddp"
         assert str(catalog) not in json.dumps(row)
 

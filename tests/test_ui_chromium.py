@@ -58,10 +58,10 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
         created = {**json.loads(history[0]), "time": when, "tag": tag, "summary": summary}
         lines = [created, {**json.loads(history[1]), "time": when}, ended]
         run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        test = {"accuracy": index / RUNS, "loss": 1 - index / RUNS}
-        run.results.write_text(
-            json.dumps({"evaluation": {"final": {"test": test}}, "training": results["training"]})
-        )
+        held = {"accuracy": index / RUNS, "loss": 1 - index / RUNS}
+        test = {"accuracy": 1 - index / RUNS, "loss": index / RUNS}
+        final = {"validation": held, "test": test}
+        run.results.write_text(json.dumps({"evaluation": {"final": final}, "training": results["training"]}))
     return folder
 
 

@@ -341,7 +341,7 @@ CONTRADICTIONS = {
         lambda run: edit_json(
             run.results, lambda value: value["evaluation"]["final"]["test"].update(accuracy=1.0)
         ),
-        "distributed_training_results.json says accuracy: 1.0, and events.jsonl says",
+        "distributed_training_results.json says test accuracy: 1.0, and events.jsonl says",
     ),
     "a step cut out of the metrics": (drop_a_step, "says steps of rank 0: "),
     "a step's status": (

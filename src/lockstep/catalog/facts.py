@@ -9,10 +9,12 @@ from lockstep.catalog.run import Run
 from lockstep.files import read_object
 
 LONGEST_TEXT = 1000
+_OLD_NAMES = {"accuracy": "test_accuracy", "loss": "test_loss"}  # of figures that a run's end repeats
 
 
 class Facts(NamedTuple):
-    """``process_*`` are those of the last attempt."""
+    """``accuracy`` and ``loss`` are the final model's on the validation split: whoever picks a run from a list must
+    not pick on the test split, which has names of its own. ``process_*`` are those of the last attempt."""
 
     created: str | None
     tag: str | None
@@ -24,6 +26,8 @@ class Facts(NamedTuple):
     parent_kind: str | None
     accuracy: float | str | None  # text: the name of a number that is not finite
     loss: float | str | None
+    test_accuracy: float | str | None
+    test_loss: float | str | None
     samples_per_second: float | None
     seconds: float | None
     word: str
@@ -46,9 +50,9 @@ _COUNT = (int, type(None))
 _ALLOWED = {
     "created": _TEXT, "tag": _TEXT, "strategy": _TEXT, "world_size": _COUNT, "dataset": _TEXT,
     "model": _TEXT, "parent": _TEXT, "parent_kind": _TEXT, "accuracy": _FIGURE, "loss": _FIGURE,
-    "samples_per_second": _REAL, "seconds": _REAL, "word": (str,), "cause": _TEXT, "message": _TEXT,
-    "rank": _COUNT, "attempt": (int,), "started": _TEXT, "finished": _TEXT, "pid": _COUNT,
-    "process_host": _TEXT, "process_boot": _TEXT, "process_ticks": _COUNT,
+    "test_accuracy": _FIGURE, "test_loss": _FIGURE, "samples_per_second": _REAL, "seconds": _REAL, "word": (str,),
+    "cause": _TEXT, "message": _TEXT, "rank": _COUNT, "attempt": (int,), "started": _TEXT, "finished": _TEXT,
+    "pid": _COUNT, "process_host": _TEXT, "process_boot": _TEXT, "process_ticks": _COUNT,
 }  # fmt: skip
 _seen_good: set[tuple[type, ...]] = set()
 
@@ -74,12 +78,19 @@ def files_of(run: Run) -> tuple[str, ...]:
 
 def figures_of(results: dict[str, Any]) -> dict[str, float | str | None]:
     """Of the results, what stands in lists: the event that ends a run repeats it, so that lists open one file."""
-    test = at(results, "evaluation", "final", "test")
+    final = at(results, "evaluation", "final")
     return {
-        "accuracy": figure(at(test, "accuracy")),
-        "loss": figure(at(test, "loss")),
+        f"{split}_{key}": figure(at(final, split, key))
+        for split in ("validation", "test")
+        for key in ("accuracy", "loss")
+    } | {
         "samples_per_second": number(at(results, "training", "samples_per_second")),
     }
+
+
+def repeated(figures: dict[str, Any]) -> dict[str, Any]:
+    """What the event that ended a run repeats, by the names that ``figures_of`` gives."""
+    return {_OLD_NAMES.get(key, key): value for key, value in figures.items()}
 
 
 def facts_of(run: Run) -> Facts:
@@ -98,8 +109,10 @@ def facts_of(run: Run) -> Facts:
         model=_text(at(summary, "model")),
         parent=_text(at(parent, "run_id")),
         parent_kind=_text(at(parent, "kind")),
-        accuracy=figure(figures.get("accuracy")),
-        loss=figure(figures.get("loss")),
+        accuracy=figure(figures.get("validation_accuracy")),
+        loss=figure(figures.get("validation_loss")),
+        test_accuracy=figure(figures.get("test_accuracy")),
+        test_loss=figure(figures.get("test_loss")),
         samples_per_second=number(figures.get("samples_per_second")),
         seconds=seconds_in(history),
         word=state.word,
@@ -117,11 +130,16 @@ def facts_of(run: Run) -> Facts:
 
 
 def _figures(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Those of the run's end; while it has none, or where an earlier version wrote it, those of its results."""
+    """Those of the run's end; while it has none, or where an earlier version wrote it, those of its results.
+
+    Earlier versions repeated nothing, or the test split's figures alone, as ``accuracy`` and ``loss``.
+    """
     ends = (event for event in reversed(history) if event["event"] in ("started", "finished"))
     end: dict[str, Any] = next(ends, {})
     figures = end.get("figures")
-    return figures if isinstance(figures, dict) else figures_of(read_object(run.results))
+    if isinstance(figures, dict) and not _OLD_NAMES.keys() & figures.keys():
+        return figures
+    return figures_of(read_object(run.results))
 
 
 def _text(value: object) -> str | None:

@@ -21,7 +21,7 @@ from lockstep import __version__, strict_json
 from lockstep.catalog.side_by_side import WORTH_A_PROCESS, each
 from lockstep.files import parse_json, read_plain, temporary_beside
 
-FORMAT = 2
+FORMAT = 3
 LARGEST_BYTES = 512 << 20
 SETTLED_SECONDS = 2.0  # a file's times are coarser than its changes: younger ones may change unseen
 WORTH_WRITING = 32  # entries read anew or noted; fewer cost less to read again than the cache costs to write

@@ -16,18 +16,43 @@ HEADINGS = (
     "model",
     "accuracy",
     "loss",
+    "test_accuracy",
+    "test_loss",
     "samples/s",
     "duration",
     "age",
 )
+NUMERIC = frozenset(map(HEADINGS.index, ("ranks", *HEADINGS[HEADINGS.index("accuracy") :])))
+# A run is chosen by its id, its status and how it did on validation: those stay on any terminal.
+DROPPABLE = (
+    *(
+        "test_loss",
+        "test_accuracy",
+        "data",
+        "duration",
+        "samples/s",
+        "ranks",
+        "model",
+        "tag",
+        "age",
+        "strategy",
+    ),
+)
 
 
-def table(rows: Sequence[dict[str, Any]], parameters: Sequence[str] = ()) -> Table:
-    """The rows as text, with a column for each of the parameters that the list was filtered or sorted by."""
+def table(
+    rows: Sequence[dict[str, Any]], parameters: Sequence[str] = (), wanted: Sequence[str] = ()
+) -> Table:
+    """The rows as text, with a column for each of the parameters that the list was filtered or sorted by.
+
+    ``wanted`` are the columns that were asked for by name: they are left out after all others.
+    """
+    order = sorted(DROPPABLE, key=lambda name: name in wanted)  # stable
     return Table(
         [(*_cells(row), *(show_value(row["parameters"][name]) for name in parameters)) for row in rows],
         (*HEADINGS, *(cell(name) for name in parameters)),
-        frozenset({4, 7, 8, 9, 10, 11}),
+        NUMERIC,
+        [HEADINGS.index(name) for name in order],
     )
 
 
@@ -42,6 +67,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         cell(row["model"], 16),
         show_percent(row["accuracy"]),
         show_decimal(row["loss"]),
+        show_percent(row["test_accuracy"]),
+        show_decimal(row["test_loss"]),
         show_count(row["samples_per_second"]),
         show_seconds(row["seconds"]),
         show_age(row["age_seconds"]),

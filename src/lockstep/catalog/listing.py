@@ -40,7 +40,7 @@ def note(run: Run) -> None:
 
 
 def row(run: Run, now: float) -> dict[str, Any]:
-    """What a list says of one run. Accuracy and loss are the final model's on the test split."""
+    """What a list says of one run. Accuracy and loss are the final model's on the validation split."""
     return _row(run, partial(facts_of, run), now)
 
 
@@ -76,6 +76,8 @@ def _row(run: Run, read: Callable[[], Facts], now: float) -> dict[str, Any]:
         "model": facts.model,
         "accuracy": facts.accuracy,
         "loss": facts.loss,
+        "test_accuracy": facts.test_accuracy,
+        "test_loss": facts.test_loss,
         "samples_per_second": facts.samples_per_second,
         "seconds": seconds,
         "created": facts.created,

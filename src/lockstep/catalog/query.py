@@ -2,7 +2,8 @@
 
 A condition is a column or a dotted parameter, an operator and a value: ``accuracy>0.95``, ``strategy=ddp``,
 ``training.learning_rate<=1e-3``, ``tag~baseline``. Values may carry units where the column has them: ``95%``,
-``duration>10min``. A missing value satisfies ``!=`` and nothing else; ``tag=`` finds the runs without a tag.
+``duration>10min``. ``accuracy`` and ``loss`` are the validation split's; the test split's are ``test_accuracy`` and
+``test_loss``. A missing value satisfies ``!=`` and nothing else; ``tag=`` finds the runs without a tag.
 """
 
 import math
@@ -53,6 +54,8 @@ COLUMNS = {
     "model": Column("model", "text", False),
     "accuracy": Column("accuracy", "share"),
     "loss": Column("loss", "number", False),
+    "test_accuracy": Column("test_accuracy", "share"),
+    "test_loss": Column("test_loss", "number", False),
     "samples/s": Column("samples_per_second", "number"),
     "duration": Column("seconds", "seconds"),
     "created": Column("created", "time"),
@@ -61,7 +64,7 @@ COLUMNS = {
 }
 _ALSO = {
     "run_id": "run", "id": "run", "world_size": "ranks", "dataset": "data", "samples_per_second": "samples/s",
-    "seconds": "duration", "age_seconds": "age",
+    "seconds": "duration", "age_seconds": "age", "validation_accuracy": "accuracy", "validation_loss": "loss",
 }  # fmt: skip
 
 
@@ -79,10 +82,11 @@ class Query:
 
 @dataclass
 class Answer:
-    """The rows that were asked for; those of ``parameters`` stand in each row under that name."""
+    """The rows that were asked for, and the columns and parameters named; the latter's values stand in each row."""
 
     rows: list[dict[str, Any]]
     parameters: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     total: int = 0
 
 
@@ -97,7 +101,8 @@ def ask(catalog: Path, query: Query) -> Answer:
     simple = [_simple_tests(query, now)]
     names = [name for name, _, _ in conditions] + ([wanted] if wanted else [])
     parameters = list(dict.fromkeys(name for name in names if _column(name) is None))
-    answer = Answer(listing.rows(catalog), parameters)
+    columns = [_ALSO.get(name, name) for name in names if name not in parameters]
+    answer = Answer(listing.rows(catalog), parameters, columns)
     answer.total = len(answer.rows)
     if parameters:
         _add_parameters(catalog, answer)

@@ -38,6 +38,8 @@ RANK_HEADINGS = (
 LAST_HEADINGS = (
     *("rank", "step", "epoch", "loss", "samples/s", "last step", "computing", "waiting", "data", ""),
 )
+RANKS_DROPPABLE = ("processor", "data", "computing", "steps", "step time", "samples", "memory", "waiting")
+LAST_DROPPABLE = ("data", "computing", "waiting", "", "epoch", "last step", "samples/s")
 MOST_RELATIVES = 20
 
 
@@ -191,7 +193,8 @@ def _ranks_last(ranks: list[dict[str, Any]]) -> Table:
                 "ended" if end else "",
             )
         )
-    return Table(rows, LAST_HEADINGS, frozenset(range(len(LAST_HEADINGS) - 1)))
+    droppable = [*map(LAST_HEADINGS.index, LAST_DROPPABLE)]
+    return Table(rows, LAST_HEADINGS, frozenset(range(len(LAST_HEADINGS) - 1)), droppable)
 
 
 def lineage_lines(lineage: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -228,4 +231,5 @@ def _ranks(ranks: list[dict[str, Any]]) -> Table:
         )
         for rank in ranks[:64]
     ]
-    return Table(rows, RANK_HEADINGS, frozenset(range(len(RANK_HEADINGS))))
+    droppable = [*map(RANK_HEADINGS.index, RANKS_DROPPABLE)]
+    return Table(rows, RANK_HEADINGS, frozenset(range(len(RANK_HEADINGS))), droppable)

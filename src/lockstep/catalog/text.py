@@ -15,11 +15,19 @@ DEEPEST = 12
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below headings; without headings they are facts, a name and a value each."""
+    """Rows of cells below headings; without headings they are facts, a name and a value each.
+
+    ``droppable`` are the columns that a narrow terminal can do without, the least useful first.
+    """
 
     rows: Sequence[Sequence[str]]
     headings: Sequence[str] = ()
     numeric: frozenset[int] = field(default_factory=frozenset)
+    droppable: Sequence[int] = ()
+
+    def is_empty(self, column: int) -> bool:
+        """Whether no row has anything there."""
+        return all(row[column] in ("", DASH) for row in self.rows)
 
 
 def cell(value: object, widest: int = WIDEST_CELL) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from lockstep.catalog.report.values import number, show_seconds
 from lockstep.catalog.text import Table, cell
 
-WIDTH = 32
+WIDTH = 24
 MOST_STEPS = 50
 DONE, OPEN, SHORTEST = "█", "▒", "▏"
 
@@ -36,7 +36,8 @@ def table(found: dict[str, Any]) -> Table:
             )
         )
     headings = (*(["attempt"] if several else []), "step", "status", "began after", "time", "")
-    return Table(rows, headings, frozenset({len(headings) - 3, len(headings) - 2}))
+    last = len(headings) - 1
+    return Table(rows, headings, frozenset({last - 2, last - 1}), (last, last - 2))
 
 
 def bar(begin: float, length: float, span: float, sign: str) -> str:

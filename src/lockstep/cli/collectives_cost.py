@@ -159,4 +159,5 @@ def _comparison(arguments: argparse.Namespace, costs: "list[list[Cost]]") -> "Ta
         times = {cost.algorithm: cost.seconds for cost in row}
         cells = [in_seconds(times[name]) if name in times else "-" for name in algorithms]
         rows.append((f"{size:,}", *cells, min(row, key=preference).algorithm))
-    return Table(rows, ("ranks", *algorithms, "fastest"), frozenset(range(len(algorithms) + 1)))
+    headings = ("ranks", *algorithms, "fastest")
+    return Table(rows, headings, frozenset(range(len(algorithms) + 1)), range(len(algorithms), 1, -1))

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sort",
         metavar="COLUMN",
         help=f"by one of {', '.join(COLUMNS)}, or by a parameter; the best, largest or newest first, "
-        "text from a to z; COLUMN:asc or COLUMN:desc to say which",
+        "text from a to z (accuracy and loss are the validation split's); COLUMN:asc or COLUMN:desc to say which",
     )
     parser.add_argument("--limit", metavar="N", type=int, help="at most so many runs")
     add_reading_options(parser)
@@ -73,7 +73,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.write_json_rows(answer.rows)
     elif answer.rows:
-        output.write_table(table(answer.rows, answer.parameters))
+        output.write_table(table(answer.rows, answer.parameters, answer.columns))
     elif answer.total:
         output.write_line(f"none of the {answer.total:,} runs in {catalog} fits")
     else:

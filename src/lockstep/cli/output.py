@@ -1,15 +1,17 @@
-"""Writing to the terminal: rich tables where there is one, aligned plain text in a pipe or a file."""
+"""Writing to the terminal: tables fitted to one where there is one, aligned plain text in a pipe or a file."""
 
+import os
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lockstep import strict_json
+from lockstep.catalog.table_layout import GAP, fit, wrapped
 from lockstep.catalog.text import Table, json_safe, plain
 
-STYLES = {"succeeded": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
-
-MOST_DRAWN = 500  # rows; rich takes seconds for thousands of them
+GREEN, RED, YELLOW, CYAN, BOLD, DIM = "32", "31", "33", "36", "1", "2"  # as terminals are told
+STYLES = {"succeeded": GREEN, "failed": RED, "killed": RED, "interrupted": YELLOW, "running": CYAN}
 
 
 def write_line(text: str = "") -> None:
@@ -32,6 +34,7 @@ def write_json_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 def write_blocks(blocks: Iterable[tuple[str, Table | list[str]]]) -> None:
     """Headings with tables or lines below them."""
+    width = _width()
     for index, (heading, content) in enumerate(blocks):
         if index:
             write_line()
@@ -39,31 +42,42 @@ def write_blocks(blocks: Iterable[tuple[str, Table | list[str]]]) -> None:
             write_line(heading)
         if isinstance(content, Table):
             write_table(content)
-        else:
-            for line in content:
-                write_line(f"  {line}" if heading else line)
+            continue
+        for line in content:
+            whole = f"  {line}" if heading else line
+            for part in wrapped(whole, width, "    ") if width else [whole]:
+                write_line(part)
 
 
 def write_table(table: Table) -> None:
-    """A table in the form that suits where it goes."""
-    if not sys.stdout.isatty() or len(table.rows) > MOST_DRAWN:
+    """A table: fitted to the terminal where there is one, else as wide as it is."""
+    width = _width()
+    if not width:
         write_line(plain(table))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
+    layout = fit(table, width)
+    lines = [GAP.join(_coloured(line)).rstrip() for line in layout.body]
+    if layout.heading:
+        rule = "─" * layout.width
+        lines = [_in(GAP.join(layout.heading).rstrip(), BOLD), _in(rule, DIM), *lines]
+    if layout.left_out:
+        words = f"not shown at this width: {', '.join(layout.left_out)}"
+        lines += [_in(line, DIM) for line in wrapped(words, width)]
+    write_line("\n".join(lines))
 
-    drawn = RichTable(box=box.SIMPLE_HEAD, show_header=bool(table.headings), pad_edge=False)
-    for column in range(len(table.headings) or max(map(len, table.rows), default=0)):
-        heading = table.headings[column] if table.headings else ""
-        drawn.add_column(
-            heading,
-            justify="right" if column in table.numeric else "left",
-            no_wrap=column == 0,
-            overflow="fold",
-        )
-    for row in table.rows:
-        # Text, not markup: recorded words in square brackets are no instructions.
-        drawn.add_row(*(Text(text, style=STYLES.get(text.partition(":")[0], "")) for text in row))
-    Console().print(drawn)
+
+def _width() -> int:
+    """The terminal's columns; 0 where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def _in(text: str, code: str) -> str:
+    plain_only = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain_only else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def _coloured(cells: Sequence[str]) -> Iterator[str]:
+    """The cells of a line, with its status, if there is one, in colour. The first is a name, never a status."""
+    for column, text in enumerate(cells):
+        code = STYLES.get(text.strip().partition(":")[0]) if column else None
+        yield _in(text, code) if code else text

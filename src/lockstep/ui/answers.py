@@ -106,7 +106,7 @@ class Site:
 
 COLUMNS = (
     *("run_id", "status", "cause", "tag", "strategy", "world_size", "dataset", "model"),
-    *("accuracy", "loss", "samples_per_second", "seconds", "created"),
+    *("accuracy", "loss", "test_accuracy", "test_loss", "samples_per_second", "seconds", "created"),
 )
 
 

@@ -3,9 +3,9 @@
 const COLUMN_OF = {
   run: "run_id", id: "run_id", run_id: "run_id", status: "status", cause: "cause", tag: "tag", strategy: "strategy",
   ranks: "world_size", world_size: "world_size", data: "dataset", dataset: "dataset", model: "model", accuracy: "accuracy",
-  loss: "loss", speed: "samples_per_second", samples_per_second: "samples_per_second", duration: "seconds", seconds: "seconds",
+  loss: "loss", validation_accuracy: "accuracy", validation_loss: "loss", test_accuracy: "test_accuracy", test_loss: "test_loss", speed: "samples_per_second", samples_per_second: "samples_per_second", duration: "seconds", seconds: "seconds",
 };
-const NUMERIC = new Set(["world_size", "accuracy", "loss", "samples_per_second", "seconds"]);
+const NUMERIC = new Set(["world_size", "accuracy", "loss", "test_accuracy", "test_loss", "samples_per_second", "seconds"]);
 const NAMES = ["run_id", "status", "cause", "tag", "strategy", "dataset", "model"];
 const TESTS = {
   ">": (one, other) => one > other, ">=": (one, other) => one >= other, "<": (one, other) => one < other,

@@ -6,6 +6,9 @@ const MOST_COMPARED = 24;
 const SIGNS = { succeeded: "✓", failed: "✕", killed: "✕", interrupted: "‖", running: "●", unknown: "?" };
 // A text is the name of a number that is not finite: NaN, Infinity.
 const shown = (value, show) => (value === null ? DASH : typeof value === "string" ? value : show(value));
+const decimal = (value) => shown(value, (found) => precise(found, 4));
+const share = (value) => shown(value, (found) => `${(found * 100).toFixed(1)}%`);
+// accuracy and loss are the validation split's: a run is picked by them, and not by the test split.
 const COLUMNS = [
   ["run", "run_id", (row) => row.run_id, false],
   ["status", "status", (row) => `${SIGNS[row.status] || "?"} ${row.status}${row.cause ? `: ${row.cause}` : ""}`, false],
@@ -14,8 +17,10 @@ const COLUMNS = [
   ["ranks", "world_size", (row) => (row.world_size === null ? DASH : grouped.format(row.world_size)), true],
   ["data", "dataset", (row) => row.dataset ?? DASH, false],
   ["model", "model", (row) => row.model ?? DASH, false],
-  ["accuracy", "accuracy", (row) => shown(row.accuracy, (value) => `${(value * 100).toFixed(1)}%`), true],
-  ["loss", "loss", (row) => shown(row.loss, (value) => precise(value, 4)), true],
+  ["accuracy", "accuracy", (row) => share(row.accuracy), true],
+  ["loss", "loss", (row) => decimal(row.loss), true],
+  ["test accuracy", "test_accuracy", (row) => share(row.test_accuracy), true],
+  ["test loss", "test_loss", (row) => decimal(row.test_loss), true],
   ["samples/s", "samples_per_second", (row) => (row.samples_per_second === null ? DASH : grouped.format(row.samples_per_second)), true],
   ["duration", "seconds", (row) => (row.seconds === null ? DASH : duration(row.seconds)), true],
   ["began", "created", (row) => began(row.created), true],

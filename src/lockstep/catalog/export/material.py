@@ -143,11 +143,15 @@ def timestamp(seconds: float | None) -> str | None:
 
 
 def figures(material: Material) -> dict[str, Any]:
-    """The run's result in a few numbers."""
-    test = mapping(at(material.results, "evaluation", "final", "test"))
+    """The run's result in a few numbers, the final model's by split."""
+    final = mapping(at(material.results, "evaluation", "final"))
     training = mapping(material.results.get("training"))
-    wanted = {"accuracy": test, "loss": test, "samples_per_second": training, "seconds": training}
-    return {name: where.get(name) for name, where in wanted.items() if where.get(name) is not None}
+    found = {
+        f"{split}_{key}": at(final, split, key)
+        for split in ("validation", "test")
+        for key in ("accuracy", "loss")
+    } | {key: training.get(key) for key in ("samples_per_second", "seconds")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _expected(material: Material) -> dict[str, str]:
