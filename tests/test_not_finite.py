@@ -131,7 +131,7 @@ def test_points_for_tracking_servers_leave_a_gap(tmp_path):
     with_losses(run, math.nan, [])
     names = {point.name for point in points(gather(run))}
     assert "test.accuracy" in names and "test.loss" not in names
-    assert figures_of(read_json(run.results))["loss"] == "NaN"
+    assert figures_of(read_json(run.results))["test_loss"] == "NaN"
 
 
 def step_line(step, loss, validation):

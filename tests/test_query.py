@@ -45,7 +45,8 @@ def make(
     events.append(run, "started", time=made, attempt=1, process=process)
     if end:
         events.append(run, "finished", time=made, status=end, cause=None, message=None, rank=None)
-    test = {} if loss is None else {"accuracy": 1 - accuracy, "loss": 1 - loss}  # the other way round
+    turned = {"accuracy": accuracy, "loss": loss}
+    test = {key: 1 - value if isinstance(value, float) else value for key, value in turned.items()}
     final = {"validation": {"accuracy": accuracy, "loss": loss}, "test": test}
     run.results.write_text(json.dumps({"evaluation": {"final": final}, "training": more}))
     return run
