@@ -12,6 +12,7 @@ from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
 from lockstep.strategies._ema import aliases
 from lockstep.strategies._loss import summed_loss
+from lockstep.strategies._module_state import evaluating, unchanged
 from lockstep.strategies.base import Batch
 
 MOST_NAMED = 5  # of tensors that do not fit
@@ -20,12 +21,11 @@ WRAPPED = "module."  # what DistributedDataParallel puts before every name
 
 @torch.no_grad()
 def check_model(module: nn.Module, batch: Batch, parameters: Parameters) -> None:
-    """Let one sample through, and say in words what it is that the model cannot take. Weights stay as they are."""
-    training = module.training
-    module.eval()
+    """Let one sample through, and say in words what the model cannot take. The model is not changed by it."""
     features, labels = batch.features[:1], batch.labels[:1]
     try:
-        summed_loss(module(features), labels)
+        with unchanged(module), evaluating(module):
+            summed_loss(module(features), labels)
     except Exception as error:  # whatever a model of the user's own raises
         if ran_out(error) or isinstance(error, RunFailed):
             raise
@@ -35,8 +35,6 @@ def check_model(module: nn.Module, batch: Batch, parameters: Parameters) -> None
             f"the model {parameters.model.name} cannot take a sample of {parameters.data.name} ({shape}, {kind}): "
             f"{type(error).__name__}: {error}. The traceback is in this rank's log"
         ) from error
-    finally:
-        module.train(training)
 
 
 def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:

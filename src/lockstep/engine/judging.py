@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lockstep.engine.features import Features, Table
 from lockstep.parameters import Parameters
 from lockstep.strategies._loss import correct, summed_loss
-from lockstep.strategies.base import Shard
+from lockstep.strategies._module_state import evaluating, seed_all, unchanged
+from lockstep.strategies.base import Shard, key
 
 MOST_ROWS = 8192  # at once
 MOST_ELEMENTS = (
@@ -56,14 +57,15 @@ def evaluate(
     shard: Shard | None = None,
     trained_rows: int = 1,
     counted: bool = True,
+    writes_weights: bool = False,
     look: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Seen:
-    """Judge a rank's slice of a split (all of it, if None) in evaluation mode.
+    """Judge a rank's slice of a split (all of it, if None) in evaluation mode. The model is not changed by it.
 
     Every rank makes the same number of passes where each has one slice, borrowing a row that does not count where
     its own have run out: a model whose weights are spread over the ranks needs all of them for every pass. ``look``
     is given the logits and labels of each pass. Where the rows are not ``counted`` here, another rank judges them, and
-    this one only takes part.
+    this one only takes part. ``writes_weights``: the model writes to its parameters even in this mode.
     """
     if isinstance(features, Tensor):
         features = Table(features)
@@ -78,24 +80,23 @@ def evaluate(
         torch.arange(start, max(min(start + at_once, rows.stop), start))
         for start in range(rows.start, rows.start + longest, at_once)
     ]
-    training = module.training
     device = next((parameter.device for parameter in module.parameters()), labels.device)
-    module.eval()
     seen = Seen()
-    for number, span in enumerate(spans):
-        counts = bool(len(span)) and counted
-        chosen = span if len(span) else torch.zeros(1, dtype=torch.int64)
-        inputs = features.take(chosen).to(device)
-        for soon in spans[number + 1 : number + 1 + features.ahead]:
-            features.expect(soon, None)
-        logits = module(inputs)
-        # Not where the weights are: those that are kept in the host's memory are computed with on the GPU.
-        truth = labels.index_select(0, chosen).long().to(logits.device)
-        if counts:
-            seen.loss += float(summed_loss(logits, truth))
-            seen.correct += correct(logits, truth)
-            seen.samples += len(truth)
-            if look is not None:
-                look(logits, truth)
-    module.train(training)
+    with unchanged(module, parameters=writes_weights), evaluating(module):
+        for number, span in enumerate(spans):
+            counts = bool(len(span)) and counted
+            chosen = span if len(span) else torch.zeros(1, dtype=torch.int64)
+            inputs = features.take(chosen).to(device)
+            for soon in spans[number + 1 : number + 1 + features.ahead]:
+                features.expect(soon, None)
+            seed_all(key("evaluation", int(chosen[0])))  # some models draw in this mode as well
+            logits = module(inputs)
+            # Not where the weights are: those that are kept in the host's memory are computed with on the GPU.
+            truth = labels.index_select(0, chosen).long().to(logits.device)
+            if counts:
+                seen.loss += float(summed_loss(logits, truth))
+                seen.correct += correct(logits, truth)
+                seen.samples += len(truth)
+                if look is not None:
+                    look(logits, truth)
     return seen

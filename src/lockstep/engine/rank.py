@@ -36,6 +36,7 @@ from lockstep.files import read_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, Training, read
 from lockstep.strategies._ema import aliases
+from lockstep.strategies._module_state import seed_all
 from lockstep.strategies._slices import NOTHING_TO_TRAIN
 from lockstep.strategies.base import Group, Strategy, key
 from lockstep.transports.base import TransportError
@@ -203,6 +204,7 @@ def build_model(
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise RunFailed(NOTHING_TO_TRAIN)
     strategy.passes.device = device.type
+    strategy.passes.find_generators(module)
     check_model(module, batches(0), parameters)
     strategy.aliases = aliases(module)
     prepare_module(module, parameters.training)
@@ -253,7 +255,7 @@ def prepare_module(module: torch.nn.Module, training: Training) -> None:
 def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
     """The model in its initial state, which depends on the seed alone."""
     data = read_json(run.data / "data.json")
-    torch.manual_seed(key(parameters.seed, "model"))
+    seed_all(key(parameters.seed, "model"))
     function = plugins.load("models", parameters.model.name)
     module = function(tuple(data["input_shape"]), len(data["classes"]), **parameters.model.options)
     if not isinstance(module, torch.nn.Module):

@@ -5,9 +5,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lockstep.errors import RunFailed
+from lockstep.strategies._module_state import own_generators, seed_all, seed_generator
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,6 +80,7 @@ class Passes:
         self.dtype: torch.dtype | None = None  # what autocast computes in
         self.device = "cpu"
         self.loss_scale = LossScale()
+        self._own_generators: list[Any] = []
 
     def choose(self, precision: str, micro_batch_size: int | None) -> None:
         """Take over what the parameters say."""
@@ -95,11 +97,17 @@ class Passes:
             torch.cuda.default_generators[torch.cuda.current_device()] if on_gpu else torch.default_generator
         )
 
+    def find_generators(self, module: nn.Module) -> None:
+        """Take note of generators that parts of the model keep: they are seeded with the others."""
+        self._own_generators = [generator for _, generator in own_generators(module)]
+
     def seed(self, number: int) -> None:
-        """Draw as ever after this number; also on the host, where a model may draw although it is on a GPU."""
-        torch.default_generator.manual_seed(number)
+        """Seed whatever the next pass may draw from: on the device, on the host, and the model's own generators."""
+        seed_all(number)
         if self.device == "cuda":
             torch.cuda.manual_seed(number)
+        for generator in self._own_generators:
+            seed_generator(generator, number)
 
     def finish(self) -> None:
         """Wait until the device has done what it was asked for, so that a clock tells the truth."""

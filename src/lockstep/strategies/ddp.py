@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._joining import join
+from lockstep.strategies._module_state import ModuleState
 from lockstep.strategies.base import Batch, Group, Strategy, clock
 
 SETTLING_PASSES = 2  # DDP rebuilds its buckets at the second forward, from the order seen in the first
@@ -90,7 +91,7 @@ class Ddp(Strategy):
         Otherwise a resumed run, whose first step uses the initial buckets, would part from the uninterrupted
         one in the last bits at three ranks and more. Where unused parameters are looked for, DDP keeps those buckets.
         """
-        initial = {name: value.clone() for name, value in self.module.state_dict().items()}
+        initial = ModuleState(self.module)
         if self._wanted is None:
             with self.accumulating():
                 super().forward_backward(batch)
@@ -102,7 +103,7 @@ class Ddp(Strategy):
         for _ in range(0 if self.find_unused else SETTLING_PASSES):
             super().forward_backward(batch)
             self.model.zero_grad(set_to_none=True)
-        self.module.load_state_dict(initial)  # statistics of batch norm, and whatever else a pass changes
+        initial.restore()
 
     def backward(self, loss: Tensor) -> None:
         """The all-reduce runs inside; ``sync_seconds`` is what is left of it after the last gradient."""
