@@ -20,6 +20,17 @@ _numbers = itertools.count()
 lazy_dynamo.install()
 
 
+_ALONE = threading.Lock()
+
+
+class Pipeline(pipeline.Pipeline):
+    """A rank that is a thread: all share one generator, so only one at a time may look what its model draws."""
+
+    def inspect(self, *arguments: Any) -> Any:
+        with _ALONE:
+            return super().inspect(*arguments)
+
+
 @dataclass
 class Rank:
     """What a rank has seen after some steps."""
@@ -37,12 +48,24 @@ def batch_of(rows: int, shape: tuple[int, ...] = (6,), classes: int = 4, seed: i
     return Batch(features, torch.randint(classes, (rows,), generator=generator), 1.0, rows)
 
 
-def trained(strategy: Any, module: nn.Module, batches: list[Batch], clip: float | None, prepare: Any) -> Rank:
+def trained(
+    strategy: Any,
+    module: nn.Module,
+    batches: list[Batch],
+    clip: float | None,
+    prepare: Any,
+    settled: threading.Barrier,
+) -> Rank:
     """Some steps of Adam on one rank."""
     strategy.place(module)
     strategy.max_grad_norm = clip
     prepare(strategy)
-    strategy.settle(batches[0])
+    try:
+        strategy.settle(batches[0])
+    except BaseException:
+        settled.abort()
+        raise
+    settled.wait(20)
     strategy.optimizer = torch.optim.Adam(
         [p for p in strategy.module.parameters() if p.requires_grad], lr=0.01
     )
@@ -61,7 +84,7 @@ def trained(strategy: Any, module: nn.Module, batches: list[Batch], clip: float 
 def alone(module: nn.Module, batches: list[Batch], clip: float | None = None) -> Rank:
     """The single process."""
     group = Group(0, 1, Path("nowhere"), 60.0)
-    return trained(Single(group), copy.deepcopy(module), batches, clip, lambda _: None)
+    return trained(Single(group), copy.deepcopy(module), batches, clip, lambda _: None, threading.Barrier(1))
 
 
 def together(
@@ -76,14 +99,13 @@ def together(
     place = Path(tempfile.gettempdir()) / f"pipeline-{next(_numbers)}"
     results: list[Any] = [None] * ranks
     # Not in the threads, since parsing source in several at once can fail in Python 3.11.
-    made = [
-        pipeline.Pipeline(Group(rank, ranks, place, 20.0), transport="queue", **options)
-        for rank in range(ranks)
-    ]
+    made = [Pipeline(Group(rank, ranks, place, 20.0), transport="queue", **options) for rank in range(ranks)]
+
+    settled = threading.Barrier(ranks)
 
     def one(rank: int) -> None:
         try:
-            results[rank] = trained(made[rank], copy.deepcopy(module), batches, clip, prepare)
+            results[rank] = trained(made[rank], copy.deepcopy(module), batches, clip, prepare, settled)
         except BaseException as error:
             results[rank] = error
 
@@ -93,9 +115,9 @@ def together(
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive(), "a rank hangs"
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
     return results
 
 

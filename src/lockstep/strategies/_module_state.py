@@ -5,6 +5,7 @@ to plain attributes (counters, caches), to modes, and to generators of random nu
 """
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ _CONTAINERS = (list, dict, set, bytearray)
 def seed_all(number: int) -> None:
     """Seed every process-wide generator on the host that a model may draw from: torch's, numpy's and Python's."""
     torch.default_generator.manual_seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002 - the generator that numpy's module functions draw from
+    np.random.seed(number % 2**32)
     random.seed(number)
 
 
@@ -29,28 +30,28 @@ class RandomState:
 
     def __init__(self) -> None:
         self.torch = torch.default_generator.get_state()
-        self.numpy = np.random.get_state()  # noqa: NPY002
+        self.numpy = np.random.get_state()
         self.python = random.getstate()
-        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         """Put them back."""
         torch.default_generator.set_state(self.torch)
-        np.random.set_state(self.numpy)  # noqa: NPY002
+        np.random.set_state(self.numpy)
         random.setstate(self.python)
         for number, state in enumerate(self.devices):
             torch.cuda.set_rng_state(state, number)
 
-    def moved(self) -> list[str]:
-        """Which of them have drawn since."""
-        kind, keys, *rest = self.numpy
-        now_kind, now_keys, *now_rest = np.random.get_state()  # noqa: NPY002
-        found = [] if torch.equal(self.torch, torch.default_generator.get_state()) else ["torch"]
-        if kind != now_kind or rest != now_rest or not np.array_equal(keys, now_keys):
-            found.append("numpy.random")
-        if self.python != random.getstate():
-            found.append("random")
-        return found
+    def differs(self, other: "RandomState") -> bool:
+        """Whether any of them stands elsewhere than in the other."""
+        (kind, keys, *rest), (other_kind, other_keys, *other_rest) = self.numpy, other.numpy
+        return not (
+            torch.equal(self.torch, other.torch)
+            and all(map(torch.equal, self.devices, other.devices))
+            and (kind, rest) == (other_kind, other_rest)
+            and np.array_equal(keys, other_keys)
+            and self.python == other.python
+        )
 
 
 def own_generators(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -129,11 +130,12 @@ class _PartState:
 
     def __init__(self, part: nn.Module, parameters: bool) -> None:
         self._part = part
-        places = [part._buffers, part._parameters] if parameters else [part._buffers]
-        self._named: list[tuple[dict[str, Any], dict[str, Any]]] = [(place, dict(place)) for place in places]
+        places: list[dict[str, Any]] = [part._buffers]
+        places += [part._parameters] if parameters else []
+        self._named = [(place, dict(place)) for place in places]
         self._attributes = {name: value for name, value in vars(part).items() if name not in _OF_EVERY_MODULE}
-        self._contents = {
-            name: value.detach().clone() if isinstance(value, Tensor) else value.copy()
+        self._contents: dict[str, Any] = {
+            name: value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
             for name, value in self._attributes.items()
             if isinstance(value, (*_CONTAINERS, Tensor, np.ndarray))
         }
@@ -183,7 +185,9 @@ class _PartState:
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return bool(torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, 0, 0, True)))
+    return bool(
+        torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, 0, 0, True))
+    )
 
 
 @contextlib.contextmanager

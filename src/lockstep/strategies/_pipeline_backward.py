@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, _engine_run_backward, get_gradient_edge
+from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
+
+from lockstep.strategies._autograd_graph import leaf_uses
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Backward:
         made.weights, made.edges = [], []
 
     def _separable(self, made: Pass) -> list[tuple[GradientEdge, list[nn.Parameter]]]:
-        uses = _uses(made.result)
+        uses = leaf_uses(made.result)
         calls: dict[nn.Module, int] = {}
         for module, _ in made.edges:
             calls[module] = calls.get(module, 0) + 1
@@ -121,25 +123,6 @@ def _engine(
         tuple(outputs), tuple(seeds), keep, False, tuple(wanted), True, accumulate_grad=accumulate
     )
     return found
-
-
-def _uses(result: Tensor) -> dict[Tensor, int]:
-    """How many nodes of the graph hand a gradient to each parameter."""
-    uses: dict[Tensor, int] = {}
-    waiting: list[Node | None] = [result.grad_fn]
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for following, _ in node.next_functions:
-            variable = getattr(following, "variable", None)
-            if variable is not None:
-                uses[variable] = uses.get(variable, 0) + 1
-            else:
-                waiting.append(following)
-    return uses
 
 
 def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:

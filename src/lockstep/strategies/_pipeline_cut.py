@@ -1,5 +1,6 @@
 """Cutting a model into stages: which parts it goes through, what each costs, and which stage has which names."""
 
+import collections
 import functools
 import itertools
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ class Unit:
 
     names: tuple[str, ...]
     parts: tuple[nn.Module, ...]
+    label: str  # what its random draws are keyed by: another one for each use of a part that is used again
 
     @property
     def parameters(self) -> int:
@@ -43,10 +45,11 @@ def units(module: nn.Module) -> list[Unit]:
         )
     heads = [place for place, (_, part) in enumerate(chain) if _trains(part)]
     starts = [0, *heads[1:], len(chain)]
-    found = []
+    found, uses = [], collections.Counter[str]()
     for start, stop in itertools.pairwise(starts):
         names, parts = zip(*chain[start:stop], strict=True)
-        found.append(Unit(names, parts))
+        uses[names[0]] += 1
+        found.append(Unit(names, parts, names[0] + f"#{uses[names[0]]}" * (uses[names[0]] > 1)))
     return found
 
 
@@ -57,8 +60,11 @@ def _trains(part: nn.Module) -> bool:
 def _chain(module: nn.Module) -> list[tuple[str, nn.Module]]:
     own = getattr(module, "blocks", None)
     if callable(own) and not isinstance(own, nn.Module):
-        names = {id(part): name for name, part in module.named_modules()}
-        return [(names[id(part)], part) for part in own()]
+        names: dict[int, list[str]] = {}
+        for name, part in module.named_modules(remove_duplicate=False):
+            names.setdefault(id(part), []).append(name)
+        # A part that is listed again goes by its next name, if it has one.
+        return [(known.pop(0) if len(known := names[id(part)]) > 1 else known[0], part) for part in own()]
     if isinstance(module, nn.Sequential):
         return _flattened(module, "")
     raise RunFailed(
@@ -70,7 +76,9 @@ def _chain(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _flattened(sequence: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
     found = []
-    for name, child in sequence.named_children():
+    for name, child in sequence._modules.items():  # named_children() leaves out the second use of a module
+        if child is None:
+            continue
         # A class of the user's own may do more than call its children.
         if isinstance(child, nn.Sequential) and type(child) is nn.Sequential:
             found += _flattened(child, f"{prefix}{name}.")

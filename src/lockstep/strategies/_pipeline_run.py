@@ -15,6 +15,7 @@ from lockstep.collectives.pipeline import Schedule
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import runs
 from lockstep.strategies._loss import correct, summed_loss
+from lockstep.strategies._module_state import RandomState, evaluating, tensors_of, unchanged
 from lockstep.strategies._passes import Passes
 from lockstep.strategies._pipeline_backward import Backward, Pass
 from lockstep.strategies._pipeline_cut import Unit
@@ -32,6 +33,7 @@ class Boundary:
 
 
 _NOTHING = torch.empty(0)
+ROWS_COMPARED = 8
 
 
 class Runner:
@@ -138,7 +140,7 @@ class Runner:
 
     def _units(self, units: Sequence[Unit], number: int, value: Tensor) -> Tensor:
         for unit in units:
-            self.seed(number, unit.names[0])
+            self.seed(number, unit.label)
             value = unit(value)
         return value
 
@@ -180,14 +182,11 @@ def forward_only(schedule: Schedule) -> Schedule:
 def boundaries(
     whole: nn.Module, chain: Sequence[Unit], spans: Sequence[range], features: Tensor, passes: Passes
 ) -> list[Boundary]:
-    """What each stage takes, seen on two rows.
-
-    RunFailed where it is no tensor with a row a sample, or where the parts one after another are not the whole model.
-    """
+    """What each stage takes, seen on two rows. RunFailed where that is no tensor with a row a sample."""
     found = []
-    value = features[:2]
+    value = features[:2].clone()  # which a part may change in place
     rows = len(value)
-    with torch.no_grad(), passes.autocast():
+    with unchanged(whole), evaluating(whole), torch.no_grad(), passes.autocast():
         for span in spans:
             found.append(Boundary(tuple(value.shape[1:]), value.dtype))
             for unit in chain[span.start : span.stop]:
@@ -198,14 +197,48 @@ def boundaries(
                         f"pipeline: {unit.names[-1]} returned {what} for {rows} samples; what goes from one part to "
                         "the next must be one tensor with a row for every sample"
                     )
-        expected = whole(features[:2])
-    if not isinstance(expected, Tensor) or not torch.allclose(value, expected):
-        raise RunFailed(
-            f"pipeline: the parts of {type(whole).__name__} one after another do not give what the model itself gives, "
-            "so its forward pass does more than call them; allowed: parts of which each takes what the one before it "
-            "returned, and nothing beside them"
-        )
     return found
+
+
+def check_parts(whole: nn.Module, chain: Sequence[Unit], features: Tensor, passes: Passes) -> None:
+    """RunFailed where the parts one after another are another function than the whole model, as it is trained.
+
+    Both go through some rows in the modes that training finds, with the same draws.
+    """
+    value = features[:ROWS_COMPARED]
+
+    def parts(result: Tensor) -> Tensor:
+        for unit in chain:
+            result = unit(result)
+        return result
+
+    seen = []
+    for function in (whole, parts):
+        with unchanged(whole), torch.no_grad(), passes.autocast():
+            passes.seed(0)
+            output, written = (
+                function(value.clone()),
+                {name: each.clone() for name, each in tensors_of(whole).items()},
+            )
+            seen.append((output, RandomState(), written))
+    (expected, _, wanted), (output, drawn, written) = seen
+    what = ""
+    if not isinstance(expected, Tensor) or not _alike(output, expected):
+        what = "do not give what the model itself gives"
+    elif changed := [name for name in wanted if not _alike(written[name], wanted[name])]:
+        what = f"do not change {changed[0]} as the model itself does"
+    elif drawn.differs(seen[0][1]):
+        what = "do not draw the random numbers that the model itself draws"
+    if what:
+        raise RunFailed(
+            f"pipeline: the parts of {type(whole).__name__} one after another {what}, so its forward pass does more "
+            "than call them; allowed: parts of which each takes what the one before it returned, and nothing beside "
+            "them"
+        )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other, equal_nan=True))
 
 
 def sum_among(ranks: Sequence[int], transport: Transport, parameter: Tensor) -> None:

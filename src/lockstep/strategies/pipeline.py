@@ -17,9 +17,10 @@ from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies import _pipeline_state
 from lockstep.strategies._blocks import IN_RUNS
+from lockstep.strategies._module_state import evaluating, unchanged
 from lockstep.strategies._pipeline_balance import measured_costs
 from lockstep.strategies._pipeline_cut import Ownership, Unit, check_stages, cut, ownership, strip, units
-from lockstep.strategies._pipeline_run import Runner, boundaries, sum_among
+from lockstep.strategies._pipeline_run import Boundary, Runner, boundaries, check_parts, sum_among
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, key, open_transport
 from lockstep.transports.base import Label
@@ -98,12 +99,10 @@ class Pipeline(Strategy):
         whole, ranks = self.module, self.group.world_size
         chain = units(whole)
         check_stages(chain, ranks, self.stages_per_rank)
-        whole.eval()
         self._rows = batch.global_samples
         self._costs = self._costs_of(chain, batch)
         spans = cut(self._costs, ranks * self.stages_per_rank)
-        edges = boundaries(whole, chain, spans, batch.features, self.passes)
-        whole.train()
+        edges = self.inspect(whole, chain, spans, batch.features)
         self._stages = [chain[span.start : span.stop] for span in spans]
         self._costs = [sum(self._costs[span.start : span.stop]) for span in spans]
         self._names = ownership(whole, self._stages)
@@ -123,6 +122,14 @@ class Pipeline(Strategy):
         strip(whole, [unit for stage in own.values() for unit in stage], self._stages)
         self.module = self.model = _Kept(whole, self)
 
+    def inspect(
+        self, whole: nn.Module, chain: list[Unit], spans: list[range], features: Tensor
+    ) -> list[Boundary]:
+        """What goes from stage to stage; RunFailed where the parts are not the whole. No other rank takes part."""
+        found = boundaries(whole, chain, spans, features, self.passes)
+        check_parts(whole, chain, features, self.passes)
+        return found
+
     @property
     def _open(self) -> Any:
         assert self.transport is not None
@@ -140,9 +147,9 @@ class Pipeline(Strategy):
         costs = torch.zeros(len(chain), dtype=torch.float64)
         if self.group.rank == 0:
             rows = -(-self._rows // self._count(self._rows))
-            costs += torch.tensor(
-                measured_costs(chain, batch.features[:rows], self.passes), dtype=torch.float64
-            )
+            with unchanged(self.module), evaluating(self.module):
+                seconds = measured_costs(chain, batch.features[:rows], self.passes)
+            costs += torch.tensor(seconds, dtype=torch.float64)
         return [float(cost) for cost in self.total(costs)]
 
     def _count(self, rows: int) -> int:

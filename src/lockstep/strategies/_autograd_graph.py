@@ -1,0 +1,23 @@
+"""Which leaves an autograd graph leads to."""
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+
+def leaf_uses(result: Tensor) -> dict[Tensor, int]:
+    """How many nodes of the graph of ``result`` hand a gradient to each of its leaves."""
+    uses: dict[Tensor, int] = {}
+    waiting: list[Node | None] = [result.grad_fn]
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for following, _ in node.next_functions:
+            variable = getattr(following, "variable", None)
+            if variable is not None:
+                uses[variable] = uses.get(variable, 0) + 1
+            else:
+                waiting.append(following)
+    return uses
