@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.catalog import git as git_module
-from lockstep.catalog import provenance
+from lockstep.catalog import provenance, uncommitted
 from lockstep.catalog.git import without_credentials
 from lockstep.catalog.run import Run
 from lockstep.files import sha256_of
@@ -164,23 +164,20 @@ def test_a_command_from_a_folder_below_records_the_whole_repository(committed, r
 
 @needs_git
 def test_large_files_are_left_out_and_named(committed, run):
-    (committed / "large").write_bytes(b"x" * (git_module.UNTRACKED_FILE_BYTES + 1))
+    (committed / "large").write_bytes(b"x" * (uncommitted.UNTRACKED_FILE_BYTES + 1))
     (committed / "small").write_text("x\n")
     record = write(run, committed)["git"]
-    size = git_module.UNTRACKED_FILE_BYTES + 1
-    assert record["left_out"] == [{"path": "large", "bytes": size, "reason": "above 1 MB"}]
+    size = uncommitted.UNTRACKED_FILE_BYTES + 1
+    (left,) = record["left_out"]
+    assert (left["path"], left["bytes"], left["reason"], left["tracked"]) == (
+        "large",
+        size,
+        "above 1 MB",
+        False,
+    )
+    assert left["sha256"] == sha256_of(committed / "large")
     assert record["dirty"] is True
     assert b"small" in run.patch.read_bytes()
-
-
-@needs_git
-def test_a_patch_above_the_cap_is_left_out_with_its_reason(committed, run, monkeypatch):
-    monkeypatch.setattr(git_module, "PATCH_BYTES", 1000)
-    (committed / "code.py").write_text("line\n" * 1000)
-    record = write(run, committed)["git"]
-    assert record["patch"] is None and "larger than" in record["patch_absent"]
-    assert record["dirty"] is True
-    assert not run.patch.exists()
 
 
 @needs_git

@@ -1,7 +1,7 @@
 """What git knows of the code, read without touching the repository and without running code that it names.
 
 Every call has a timeout, no terminal, no network, and none of the programs that a repository's configuration
-can name: hooks, fsmonitor, external diffs, textconv, clean filters. Changes are collected in a copy of the
+can name: hooks, fsmonitor, external diffs, textconv, clean filters. What has to be written goes to a copy of the
 index and a throw-away object folder, so index, objects and references of the repository stay as they are.
 """
 
@@ -15,10 +15,11 @@ from pathlib import Path
 
 CALL_SECONDS = 10.0
 OUTPUT_BYTES = 64 << 20
-PATCH_BYTES = 10 << 20
-UNTRACKED_FILE_BYTES = 1 << 20
-CHANGED_BYTES = 100 << 20
-_NEVER = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.safecrlf=false", "core.splitIndex=false")
+_NEVER = (
+    *("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.safecrlf=false", "core.splitIndex=false"),
+    # Shortcuts by which git would not look at a file that was changed.
+    *("core.untrackedCache=false", "core.ignoreStat=false", "core.trustctime=true", "core.checkStat=default"),
+)
 _KEPT = ("GIT_CEILING_DIRECTORIES", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_CONFIG_SYSTEM")
 
 
@@ -35,8 +36,11 @@ class Git:
     environment: dict[str, str] = field(default_factory=dict)
     seconds: float = field(default_factory=lambda: CALL_SECONDS)  # the longest that a call may take
 
-    def __call__(self, *arguments: str, stdin: bytes = b"", limit: int = OUTPUT_BYTES) -> bytes:
+    def __call__(
+        self, *arguments: str, stdin: bytes = b"", limit: int = OUTPUT_BYTES, seconds: float | None = None
+    ) -> bytes:
         """The output of one call, cut after ``limit`` + 1 bytes. Raises GitError."""
+        seconds = seconds or self.seconds
         settings = [part for override in self.overrides for part in ("-c", override)]
         command = ["git", "--no-pager", *settings, "-C", str(self.folder), *arguments]
         with tempfile.TemporaryFile() as output:  # not a pipe: a change of any size must not fill memory
@@ -47,19 +51,24 @@ class Git:
                     stdout=output,
                     stderr=subprocess.PIPE,
                     env=_environment() | self.environment,
-                    timeout=self.seconds,
+                    timeout=seconds,
                     check=False,
                     start_new_session=True,  # Ctrl-C is meant for the run
                 )
             except OSError as error:
                 raise GitError(f"git cannot be started: {error.strerror}") from error
             except subprocess.TimeoutExpired as error:
-                raise GitError(f"git {arguments[0]} took longer than {self.seconds:.0f} s") from error
+                raise GitError(f"git {arguments[0]} took longer than {seconds:.0f} s") from error
             if done.returncode != 0:
                 reason = done.stderr[:1000].decode(errors="replace").strip().partition("\n")[0]
                 raise GitError(f"git {arguments[0]}: {reason or f'exit status {done.returncode}'}")
             output.seek(0)
             return output.read(limit + 1)
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether clean filters are configured, which are not run."""
+        return len(self.overrides) > len(_NEVER)
 
     def line(self, *arguments: str) -> str | None:
         """The one line that a call prints; None where it fails or prints nothing."""
@@ -71,18 +80,6 @@ class Git:
     def paths(self, *arguments: str) -> list[bytes]:
         """The paths that a call prints with -z, each once, sorted."""
         return sorted({path for path in self(*arguments).split(b"\0") if path})
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What differs from the commit: counts, the whole state as one tree id, and a patch where it fits."""
-
-    staged: int
-    unstaged: int
-    untracked: int
-    tree: str | None
-    patch: bytes
-    left_out: list[dict[str, object]]
 
 
 def _environment() -> dict[str, str]:
@@ -117,6 +114,11 @@ def open_repository(folder: Path) -> Git:
     return Git(git.folder, (*_NEVER, *emptied))
 
 
+def empty_tree(git: Git) -> str:
+    """The id of the tree that holds nothing, in the repository's kind of digest."""
+    return git.line("hash-object", "-t", "tree", "--stdin") or ""
+
+
 def remote_url(git: Git) -> str | None:
     """Where the code comes from: the URL of `origin`, or of the first remote, without credentials."""
     try:
@@ -138,32 +140,6 @@ def without_credentials(url: str) -> str | None:
     host = authority.rpartition("@")[2]
     bare = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(:\d*)?", host)
     return f"{scheme}://{host}{slash}{path}" if bare and "@" not in path else None
-
-
-def collect_changes(git: Git, commit: str | None, scratch: Path, leave_out: Path) -> Changes:
-    """Staged, unstaged and untracked changes as one patch onto the commit (onto nothing without a commit).
-
-    ``scratch`` is an empty folder that takes a copy of the index and new objects; ``leave_out`` a folder (the
-    catalog) whose files are never part of the code. Raises GitError.
-    """
-    git = on_a_copy(git, scratch)
-    base = commit or git.line("hash-object", "-t", "tree", "--stdin") or ""
-    staged = git.paths("diff-index", "--cached", "--name-only", "-z", base)
-    changed = git.paths("diff-files", "--name-only", "-z", "--ignore-submodules=dirty")
-    others = [
-        path for path in git.paths("ls-files", "-z", "--others", "--exclude-standard", *_but(git, leave_out))
-    ]
-    taken, left_out = _choose(git.folder, others)
-    if changed or taken:
-        total = sum(_size(git.folder, path) for path in changed)
-        if total > CHANGED_BYTES:
-            raise GitError(f"{total >> 20} MB of files have changed: too much for a patch")
-        git("update-index", "-z", "--add", "--remove", "--stdin", stdin=b"\0".join([*changed, *taken, b""]))
-    patch = b""
-    if staged or changed or taken:
-        patch = git("diff-index", "--cached", *PLAIN_DIFF, base, limit=PATCH_BYTES)
-    tree = git.line("write-tree", "--missing-ok")
-    return Changes(len(staged), len(changed), len(others), tree, patch, left_out)
 
 
 PLAIN_DIFF = (
@@ -198,42 +174,3 @@ def on_a_copy(git: Git, scratch: Path) -> Git:
         "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{quoted}"',
     }
     return Git(git.folder, git.overrides, copied)
-
-
-def _but(git: Git, leave_out: Path) -> list[str]:
-    """The pathspec that leaves a folder out, where it lies in the work tree."""
-    top, folder = git.folder.resolve(), leave_out.resolve()
-    if folder == top or not folder.is_relative_to(top):
-        return []
-    return ["--", ".", f":(top,exclude,literal){folder.relative_to(top)}"]
-
-
-def _choose(top: Path, others: list[bytes]) -> tuple[list[bytes], list[dict[str, object]]]:
-    """Which untracked files go into the patch, and which are too large or cannot be read, with the reason."""
-    taken: list[bytes] = []
-    left_out: list[dict[str, object]] = []
-    room = PATCH_BYTES
-    for path in others:
-        size = _size(top, path)
-        reason = None
-        if path.endswith(b"/"):
-            reason = "a repository of its own"
-        elif size > UNTRACKED_FILE_BYTES:
-            reason = "above 1 MB"
-        elif size > room:
-            reason = "no room left in 10 MB"
-        elif not (top / os.fsdecode(path)).is_symlink() and not os.access(top / os.fsdecode(path), os.R_OK):
-            reason = "cannot be read"
-        if reason is None:
-            taken.append(path)
-            room -= size
-        else:
-            left_out.append({"path": path.decode(errors="backslashreplace"), "bytes": size, "reason": reason})
-    return taken, left_out
-
-
-def _size(top: Path, path: bytes) -> int:
-    try:
-        return (top / os.fsdecode(path)).lstat().st_size
-    except OSError:
-        return 0

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import linux
-from lockstep.catalog import git
+from lockstep.catalog import git, ignored, uncommitted
 from lockstep.catalog.events import utc_now
 from lockstep.catalog.run import Run, project_root
-from lockstep.files import write_atomically, write_json
+from lockstep.files import printable, write_atomically, write_json
 
 PACKAGES = ("lockstep", "torch", "numpy", "runnable", "pydantic", "safetensors", "scikit-learn", "pillow")
 _ENVIRONMENT = re.compile(
@@ -57,6 +57,26 @@ def write(
     }
     write_json(file_of(run, attempt), record)
     return record
+
+
+def not_recorded(record: dict[str, Any]) -> list[str]:
+    """What the record of the code does not hold, a sentence each: told while the run can still be stopped."""
+    code = record["git"]
+    found = []
+    if count := code.get("left_out_count", 0):
+        first = code["left_out"][:3]
+        names = ", ".join(f"{printable(each['path'])} ({each['reason']})" for each in first)
+        more = f" and {count - 3} more" if count > 3 else ""
+        found.append(
+            f"source.patch leaves out {count} changed file{'' if count == 1 else 's'}: {names}{more}; "
+            "provenance.json names them. Commit them or have git ignore them; for what is no credential, "
+            f"put !PATTERN into {ignored.NAME}"
+        )
+    for key in ("patch_absent", "untracked_absent"):
+        if code.get(key) not in (None, "switched off"):
+            what = "uncommitted changes" if key == "patch_absent" else "untracked files"
+            found.append(f"{what} of the code are not recorded: {code[key]}")
+    return found
 
 
 def file_of(run: Run, attempt: int) -> Path:
@@ -98,20 +118,21 @@ def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, An
     where = run.live if run.live.is_dir() else None  # what a kill leaves there goes with the next start
     try:
         with tempfile.TemporaryDirectory(prefix="lockstep-git-", dir=where) as scratch:
-            changes = git.collect_changes(repository, commit, Path(scratch), run.catalog)
+            changes = uncommitted.collect(repository, commit, Path(scratch), run.catalog)
     except git.GitError as error:
         return {**record, "patch_absent": _text(str(error))}
     record |= {
-        "dirty": bool(changes.staged or changes.unstaged or changes.untracked),
+        "dirty": changes.dirty,
         "tree": changes.tree,
         "staged": changes.staged,
         "unstaged": changes.unstaged,
         "untracked": changes.untracked,
-        "left_out": changes.left_out[:_MOST_LEFT_OUT],
+        "left_out": [each.as_dict() for each in changes.left_out[:_MOST_LEFT_OUT]],
         "left_out_count": len(changes.left_out),
+        "left_out_sha256": changes.left_out_sha256,
     }
-    if len(changes.patch) > git.PATCH_BYTES:
-        return {**record, "patch_absent": f"larger than {git.PATCH_BYTES >> 20} MB"}
+    if changes.untracked_absent is not None:
+        record["untracked_absent"] = _text(changes.untracked_absent)
     if changes.patch:
         file = _name(run.patch, attempt)
         write_atomically(file, changes.patch)

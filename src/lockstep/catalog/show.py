@@ -17,6 +17,10 @@ from lockstep.errors import UsageError
 from lockstep.files import LARGEST_OBJECT_BYTES, parse_json, read_object, read_plain
 
 MOST_RANKS = 64
+CODE = (
+    *("commit", "branch", "dirty", "patch", "absent", "remote"),
+    *("patch_absent", "untracked_absent", "left_out", "left_out_count"),
+)
 FILES = {
     "report": "report.html",
     "results": "distributed_training_results.json",
@@ -45,7 +49,7 @@ def overview(run: Run) -> dict[str, Any]:
         "finished": state.finished,
         "parent": created.get("parent"),
         "attempts": [_attempt(each) for each in told.attempts],
-        "code": {key: code.get(key) for key in ("commit", "branch", "dirty", "patch", "absent", "remote")},
+        "code": {key: code.get(key) for key in CODE},
         "data": _data(read_object(run.data / "data.json", depth=2)),
         "machine": mapping(provenance.get("machine")),
         "packages": mapping(provenance.get("packages")),

@@ -9,6 +9,7 @@ from lockstep.catalog.report.values import (
     mapping,
     moment,
     number,
+    objects,
     show_bytes,
     show_count,
     show_decimal,
@@ -130,9 +131,22 @@ def _code(code: dict[str, Any]) -> str:
     changed = {True: ", with changes that were not committed", False: ", nothing changed"}
     commit = cell(code["commit"])[:12] if code.get("commit") else "no commit"
     kept = f" ({cell(patch.get('file'))}, {show_bytes(patch.get('bytes'))})" if patch else ""
-    return (
-        f"{commit} on {cell(code.get('branch'))}" + (changed[dirty] if isinstance(dirty, bool) else "") + kept
-    )
+    words = changed[dirty] if isinstance(dirty, bool) else ", and what had changed is not known"
+    return f"{commit} on {cell(code.get('branch'))}{words}{kept}{_not_kept(code)}"
+
+
+def _not_kept(code: dict[str, Any]) -> str:
+    """What the record of the code does not hold."""
+    count, named = number(code.get("left_out_count")), objects(code.get("left_out"))
+    if code.get("patch_absent"):
+        return f"; no patch: {cell(code['patch_absent'], 100)}"
+    if code.get("untracked_absent"):
+        return f"; untracked files not recorded: {cell(code['untracked_absent'], 100)}"
+    if not count:
+        return ""
+    names = ", ".join(f"{cell(each.get('path'), 60)} ({cell(each.get('reason'), 40)})" for each in named[:3])
+    more = f" and {show_count(count - 3)} more" if count > 3 else ""
+    return f"; {show_count(count)} not in the patch: {names}{more}"
 
 
 def _data(data: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from lockstep.catalog import provenance
 from lockstep.catalog.compare import code, inputs
 from lockstep.catalog.report.values import at, mapping
 from lockstep.catalog.run import Run
+from lockstep.catalog.source_files import is_source
 from lockstep.errors import ParametersError, UsageError
 from lockstep.files import read_object
 from lockstep.orchestration import prepare
@@ -71,7 +72,7 @@ def of_code(run: Run, folder: Path) -> Change | None:
     found = code.compare(before, now, [folder])
     if found.same or not found.computes or (before.commit is None and now.commit is None):
         return None
-    names = [name for name in found.files if code.is_source(name)]
+    names = [name for name in found.files if is_source(name)]
     some = f": {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" if names else ""
     gaps = f" ({'; '.join(found.gaps)})" if found.gaps else ""
     return Change("code", f"{found.words}{some}{gaps}", before.short, now.short)

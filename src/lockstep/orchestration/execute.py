@@ -81,9 +81,11 @@ def _record_provenance(session: Session, argv: Sequence[str], parent: dict[str, 
     """
     run, number = session.run, session.attempt
     try:
-        provenance.write(run, argv, session.folder, parent=parent, attempt=number)
+        record = provenance.write(run, argv, session.folder, parent=parent, attempt=number)
         path = provenance.file_of(run, number)
         events.append(run, "described", attempt=number, file=path.name, sha256=sha256_of(path))
+        for sentence in provenance.not_recorded(record):
+            session.warn(sentence)
     except Exception as error:
         session.warn(f"provenance.json could not be written: {type(error).__name__}: {error}")
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lockstep.catalog.compare.code import Comparison, is_source
+from lockstep.catalog.compare.code import Comparison
 from lockstep.catalog.compare.inputs import ABSENT, Apart
 from lockstep.catalog.compare.quantities import NAMES, SAMPLES, WEIGHTS, Difference, Walk
+from lockstep.catalog.source_files import is_source
 
 INITIAL = "weights before the first step"
 LOSS, NORM, GRADIENT, RATE = (

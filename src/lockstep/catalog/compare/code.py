@@ -10,18 +10,17 @@ import hashlib
 import re
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import git
-from lockstep.catalog.report.values import mapping, number
+from lockstep.catalog import git, uncommitted
+from lockstep.catalog.report.values import mapping, number, objects
 from lockstep.catalog.run import Run
+from lockstep.catalog.source_files import is_source
 from lockstep.files import read_object, read_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LARGEST_DIFF_BYTES = 4 << 20
-_SOURCE = {".py", ".pyi", ".pyx", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".rs", ".so", ".pth"}
-_BUILD = {"pyproject.toml", "setup.py", "setup.cfg"}
 
 
 class Unavailable(Exception):
@@ -29,10 +28,27 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A changed file that no patch holds: what is recorded of it. Without ``sha256``, bytes and time stand for it."""
+
+    path: str
+    bytes: int
+    sha256: str | None
+    tracked: bool
+    modified_ns: int | None = None
+
+    @property
+    def is_code(self) -> bool:
+        """Whether a run's code is not all recorded without it."""
+        return self.tracked or is_source(self.path)
+
+
+@dataclass(frozen=True)
 class State:
     """What a run's record says of its code. ``gap`` says what is missing from the record.
 
-    ``complete`` is false where that may be code: files that were too large for the patch are not counted so.
+    ``complete`` is false where the patch is missing. ``missing`` are files that it leaves out (the first hundred of
+    them), ``missing_sha256`` one digest of all of them: None in records of versions that kept none.
     """
 
     commit: str | None
@@ -40,6 +56,8 @@ class State:
     tree: str | None
     gap: str | None
     complete: bool = True
+    missing: tuple[Missing, ...] = ()
+    missing_sha256: str | None = None
 
     @property
     def short(self) -> str:
@@ -75,12 +93,6 @@ class Comparison:
         return {**vars(self), "computes": self.computes and self.same is not True}
 
 
-def is_source(path: str) -> bool:
-    """Whether a file of this name can change what a run computes: programs, and what builds and places them."""
-    found = PurePosixPath(path)
-    return found.suffix in _SOURCE or found.name in _BUILD
-
-
 def state_of(run: Run, attempt: int = 1) -> State:
     """The record of one attempt's code. A patch whose digest is not the recorded one counts as missing."""
     name = "provenance.json" if attempt == 1 else f"provenance.attempt-{attempt}.json"
@@ -100,21 +112,44 @@ def state_in(run: Run, record: dict[str, Any]) -> State:
     if isinstance(record.get("patch_absent"), str):
         gap = f"uncommitted changes were not recorded: {record['patch_absent']}"
         complete = False
-    elif number(record.get("left_out_count")):
-        gap = f"{record['left_out_count']} untracked files were left out of the patch"
+    missing = _missing(record)
+    if gap is None and (count := number(record.get("left_out_count"))):
+        gap = (
+            f"{count} changed file{'' if count == 1 else 's'} not in the patch: {_named(missing, int(count))}"
+        )
+    if gap is None and isinstance(record.get("untracked_absent"), str):
+        gap = f"untracked files were not recorded: {record['untracked_absent']}"
+    digest = record.get("left_out_sha256")
+    left = missing, digest if isinstance(digest, str) else None
     recorded = mapping(record.get("patch"))
     if not recorded:
-        return State(commit, None, tree, gap, complete)
+        return State(commit, None, tree, gap, complete, *left)
     name = recorded.get("file")
     try:
         if not isinstance(name, str) or not re.fullmatch(r"source(\.attempt-\d{1,6})?\.patch", name):
             raise OSError("its name is none of a patch")
-        patch = read_plain(run.path / name, git.PATCH_BYTES)
+        patch = read_plain(run.path / name, uncommitted.PATCH_BYTES)
     except OSError as error:
         return State(commit, None, tree, f"its patch cannot be read: {error.strerror or error}", False)
     if hashlib.sha256(patch).hexdigest() != recorded.get("sha256"):
         return State(commit, None, tree, "its patch is not the one that was recorded", False)
-    return State(commit, patch, tree, gap, complete)
+    return State(commit, patch, tree, gap, complete, *left)
+
+
+def _missing(record: dict[str, Any]) -> tuple[Missing, ...]:
+    found = []
+    for each in objects(record.get("left_out")):
+        path, size, digest, time = (each.get(key) for key in ("path", "bytes", "sha256", "modified_ns"))
+        if isinstance(path, str):
+            known = digest if isinstance(digest, str) else None
+            then = time if isinstance(time, int) else None
+            found.append(Missing(path, int(number(size) or 0), known, each.get("tracked") is True, then))
+    return tuple(found)
+
+
+def _named(missing: tuple[Missing, ...], count: int) -> str:
+    names = ", ".join(each.path for each in missing[:3])
+    return f"{names} and {count - 3} more" if count > 3 else names
 
 
 def current_state(folder: Path, leave_out: Path) -> State:
@@ -123,14 +158,15 @@ def current_state(folder: Path, leave_out: Path) -> State:
         repository = git.open_repository(folder)
         commit = repository.line("rev-parse", "--verify", "--quiet", "HEAD")
         with tempfile.TemporaryDirectory(prefix="lockstep-git-") as scratch:
-            changes = git.collect_changes(repository, commit, Path(scratch), leave_out)
+            changes = uncommitted.collect(repository, commit, Path(scratch), leave_out)
     except git.GitError as error:
         return State(None, None, None, str(error), False)
     if commit is None:
         return State(None, None, None, "the repository has no commit yet", False)
-    if len(changes.patch) > git.PATCH_BYTES:
-        return State(commit, None, None, "the uncommitted changes are too large to compare", False)
-    return State(commit, changes.patch or None, changes.tree, None)
+    record = {"left_out": [each.as_dict() for each in changes.left_out]}
+    return State(
+        commit, changes.patch or None, changes.tree, None, True, _missing(record), changes.left_out_sha256
+    )
 
 
 def compare(a: State, b: State, folders: list[Path]) -> Comparison:
@@ -139,15 +175,49 @@ def compare(a: State, b: State, folders: list[Path]) -> Comparison:
     if a.commit is None or b.commit is None:
         return Comparison(None, f"{a.short} against {b.short}: it cannot be told", gaps=gaps)
     if a.identity == b.identity or (a.tree is not None and a.tree == b.tree):
-        known = a.complete and b.complete
-        return Comparison(True if known else None, f"the same, {a.short}", gaps=gaps)
+        return _beside_the_patch(a, b, gaps)
     words = f"{a.short} against {b.short}"
     try:
         repository = repository_with([a.commit, b.commit], folders)
         diff, files = _diff(repository, a, b)
     except Unavailable as error:
         return _of_patches(a, b, words, [*gaps, str(error)])
+    files += [path for path in _missing_apart(a, b)[0] if path not in files]
     return Comparison(not files, words, files, diff, gaps)
+
+
+def _beside_the_patch(a: State, b: State, gaps: list[str]) -> Comparison:
+    """Two states of the same commit and patch: whether what the patches leave out is the same too."""
+    words = f"the same, {a.short}"
+    if not (a.complete and b.complete):
+        return Comparison(None, words, gaps=gaps)
+    other, unknown = _missing_apart(a, b)
+    if other:
+        told = f"the same commit and patch, {a.short}; what the patch leaves out differs"
+        return Comparison(False, told, other, gaps=gaps)
+    known = all(each.sha256 for each in (*a.missing, *b.missing)) and not _unnamed(a, b)
+    return Comparison(None if any(map(is_source, unknown)) else True, words, gaps=[] if known else gaps)
+
+
+def _missing_apart(a: State, b: State) -> tuple[list[str], list[str]]:
+    """Of the files that the patches leave out: those that differ, and those of which that cannot be told."""
+    left, right = ({each.path: each for each in state.missing} for state in (a, b))
+    other, unknown = [], []
+    for path in sorted(left.keys() | right.keys()):
+        one, two = left.get(path), right.get(path)
+        if one is None or two is None or one.bytes != two.bytes:
+            other.append(path)
+        elif one.sha256 is None or two.sha256 is None:
+            same_time = one.modified_ns is not None and one.modified_ns == two.modified_ns
+            unknown += [] if same_time else [path]
+        elif one.sha256 != two.sha256:
+            other.append(path)
+    return other, unknown
+
+
+def _unnamed(a: State, b: State) -> bool:
+    """Whether the patches leave out more files than are named, and not known to be the same ones."""
+    return a.missing_sha256 != b.missing_sha256 or None in (a.missing_sha256, b.missing_sha256)
 
 
 def repository_with(commits: list[str], folders: list[Path]) -> git.Git:

@@ -1,0 +1,250 @@
+"""The record of the code: what differs from the commit is found by its bytes, kept as far as it fits, else named."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lockstep.catalog import credentials, ignored, provenance, uncommitted
+from lockstep.catalog.compare import code
+from lockstep.catalog.run import Run
+from lockstep.files import sha256_of
+from repositories import git, repository
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@pytest.fixture(autouse=True)
+def plain_git(monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+@pytest.fixture
+def project(tmp_path):
+    return repository(
+        tmp_path / "project", nets__py="width = 1\n", data__csv="1,2\n", __gitignore=".catalog/\n"
+    )
+
+
+def recorded(project: Path, run_id: str = "a", catalog: Path | None = None) -> tuple[dict, str, Run]:
+    """The record of the code, the text of its patch, and the run."""
+    run = Run((catalog or project / ".catalog").resolve() / run_id)
+    run.path.mkdir(parents=True, exist_ok=True)
+    record = provenance.write(run, ["lockstep", "run"], project)
+    assert "patch_absent" not in record["git"], record["git"]
+    return record["git"], run.patch.read_text() if run.patch.exists() else "", run
+
+
+@pytest.mark.parametrize("mark", ["--skip-worktree", "--assume-unchanged"])
+def test_a_change_that_git_was_told_to_pass_over_is_recorded(project, mark):
+    git(project, "update-index", mark, "nets.py")
+    _, _, before = recorded(project)
+    (project / "nets.py").write_text("width = 2\n")
+    found, patch, run = recorded(project, "b")
+    assert found["dirty"] is True and "+width = 2" in patch
+    assert git(project, "ls-files", "-v", "nets.py")[:1] in b"Sh", "the user's own mark is gone"
+    compared = code.compare(code.state_of(before), code.state_of(run), [project])
+    assert compared.same is False and compared.files == ["nets.py"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["core.trustctime=false", "core.checkStat=minimal", "core.ignoreStat=true"]
+)
+def test_no_setting_hides_a_file_of_the_same_size_and_time(project, setting):
+    git(project, "config", *setting.split("="))
+    time = (project / "nets.py").stat().st_mtime_ns - 10_000_000_000
+    os.utime(project / "nets.py", ns=(time, time))
+    git(project, "update-index", "--refresh")
+    (project / "nets.py").write_text("width = 2\n")
+    os.utime(project / "nets.py", ns=(time, time))
+    assert "+width = 2" in recorded(project)[1]
+
+
+def test_a_file_that_is_skipped_because_it_is_not_checked_out_is_no_change(project):
+    (project / "sub").mkdir()
+    (project / "sub" / "more.py").write_text("more\n")
+    git(project, "add", "sub")
+    git(project, "commit", "--quiet", "-m", "second")
+    git(project, "sparse-checkout", "set", "--cone", "other")
+    assert not (project / "sub").exists()
+    found, patch, _ = recorded(project)
+    assert found["dirty"] is False and not patch
+
+
+def test_an_untouched_tree_is_not_recorded_as_changed_whatever_its_times(project):
+    with (project / "large.bin").open("wb") as file:
+        file.truncate(20 << 20)
+    git(project, "add", "large.bin")
+    git(project, "commit", "--quiet", "-m", "large")
+    for name in ("nets.py", "large.bin"):
+        os.utime(project / name)
+    found, patch, run = recorded(project)
+    assert found["dirty"] is False and not patch and not found["left_out_count"]
+    assert found["tree"] == git(project, "rev-parse", "HEAD^{tree}").decode().strip()
+    assert code.state_of(run).gap is None
+
+
+def test_a_file_of_lfs_whose_time_moved_is_not_recorded_as_changed(project):
+    content = b"a large file's content"
+    (project / ".gitattributes").write_text("*.pt filter=lfs -text\n")
+    digest = __import__("hashlib").sha256(content).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(content)}\n"
+    (project / "weights.pt").write_text(pointer)
+    git(project, "add", "-A")
+    git(project, "commit", "--quiet", "-m", "lfs")
+    (project / "weights.pt").write_bytes(content)  # as its filter checks it out
+    assert recorded(project)[0]["dirty"] is False
+    (project / "weights.pt").write_bytes(content[::-1])
+    assert recorded(project, "b")[0]["dirty"] is True
+
+
+def test_one_large_file_does_not_take_the_change_of_code_beside_it_along(project, capsys):
+    git(project, "add", "data.csv")
+    with (project / "data.csv").open("wb") as file:
+        file.truncate(20 << 20)
+    (project / "nets.py").write_text("width = 2\n")
+    found, patch, run = recorded(project)
+    assert "+width = 2" in patch and "data.csv" not in patch
+    (left,) = found["left_out"]
+    assert (left["path"], left["bytes"], left["tracked"]) == ("data.csv", 20 << 20, True)
+    assert left["sha256"] == sha256_of(project / "data.csv")
+    (sentence,) = provenance.not_recorded({"git": found})
+    assert "data.csv (above 10 MB)" in sentence
+    assert "data.csv" in (code.state_of(run).gap or "")
+
+
+def test_many_small_files_do_not_take_the_change_of_code_beside_them_along(project, monkeypatch):
+    monkeypatch.setattr(uncommitted, "MOST_UNTRACKED", 20)
+    (project / "images").mkdir()
+    for number in range(300):
+        (project / "images" / f"{number:03}.txt").write_text(f"{number}\n")
+    (project / "nets.py").write_text("width = 2\n")
+    (project / "zzz.py").write_text("new = 1\n")
+    found, patch, run = recorded(project)
+    assert "+width = 2" in patch and "+new = 1" in patch
+    assert found["left_out_count"] == 280 and len(found["left_out"]) == 100
+    same = recorded(project, "b")[2]
+    assert code.compare(code.state_of(run), code.state_of(same), [project]).same is True
+    (project / "images" / "299.txt").write_text("other\n")  # beyond the hundred that are named
+    other = recorded(project, "c")[2]
+    compared = code.compare(code.state_of(run), code.state_of(other), [project])
+    assert compared.gaps, "a difference among files that are not named was passed over"
+
+
+def test_where_the_patch_has_no_room_programs_come_first(project, monkeypatch):
+    monkeypatch.setattr(uncommitted, "PATCH_BYTES", 3000)
+    (project / "data.csv").write_text("9,9\n" * 2000)
+    (project / "nets.py").write_text("width = 2\n")
+    found, patch, _ = recorded(project)
+    assert "+width = 2" in patch and "9,9" not in patch
+    assert [each["path"] for each in found["left_out"]] == ["data.csv"]
+
+
+def test_what_was_left_out_is_compared_by_its_digest(project):
+    (project / "table.bin").write_bytes(bytes(2 << 20))
+    a = recorded(project)[2]
+    b = recorded(project, "b")[2]
+    assert code.compare(code.state_of(a), code.state_of(b), [project]).same is True
+    (project / "table.bin").write_bytes(b"1" * (2 << 20))
+    c = recorded(project, "c")[2]
+    compared = code.compare(code.state_of(a), code.state_of(c), [project])
+    assert compared.same is False and compared.files == ["table.bin"]
+
+
+KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (".env", "DEBUG=1\n"),
+        ("id_ed25519", "nothing that looks like one\n"),
+        ("notes.txt", f"the key is {KEY}\n"),
+        ("settings.yaml", "wandb:\n  api_key: 5f70bf18a086007016e948b04aed3b82\n"),
+        ("settings.json", '{"password": "correct4horse4battery"}\n'),
+        ("upload.py", 'token = "ghp_' + "a1" * 18 + '"\n'),
+        ("fetch.py", 'URL = "https://ada:s3cret99@example.org/data"\n'),
+        ("blob.bin", "\0" * 50 + f"aws_access_key_id {KEY} \0"),
+    ],
+)
+def test_what_looks_like_a_credential_is_left_out_and_that_is_said(project, name, text):
+    (project / name).write_text(text)
+    (project / "nets.py").write_text("width = 2\n")
+    found, patch, run = recorded(project)
+    assert [(each["path"], each["reason"]) for each in found["left_out"]] == [
+        (name, "looks like credentials")
+    ]
+    assert "+width = 2" in patch and text.strip()[-12:] not in patch
+    assert any(name in sentence for sentence in provenance.not_recorded({"git": found}))
+    everything = b"".join(path.read_bytes() for path in run.path.rglob("*") if path.is_file())
+    assert text.strip().encode()[-16:] not in everything
+
+
+def test_a_credential_that_a_change_takes_out_does_not_travel_either(project):
+    (project / "fetch.py").write_text(f'KEY = "{KEY}"\n')
+    git(project, "add", "-A")
+    git(project, "commit", "--quiet", "-m", "oh no")
+    (project / "fetch.py").write_text("import os\n")
+    assert KEY not in recorded(project)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.py", 'tokenizer = "gpt2-medium-v1-large"\npad_token = "<pad>"\ntoken = next(stream)\n'),
+        ("train.py", 'api_key = os.environ["API_KEY_OF_2026"]\npassword = getpass("password: ")\n'),
+        ("secrets.py", "def share(parts):\n    return parts\n"),
+        ("config.yaml", "max_tokens: 1000000\ntokenizer: bert-base-uncased-12\nmonkey: abcdefgh12345\n"),
+        (".env.example", "API_KEY=\n"),
+        ("keys.txt", "https://example.org:8080/path@2x\n"),
+    ],
+)
+def test_ordinary_files_are_not_taken_for_credentials(name, text):
+    assert not credentials.named_like_one(name)
+    assert not credentials.holds_one(name, text.encode())
+
+
+def test_a_list_of_patterns_leaves_files_out_and_keeps_what_is_no_credential(project):
+    (project / ignored.NAME).write_text("# mine\nprivate/\n/notes.*\n!token.txt\n")
+    (project / "private").mkdir()
+    (project / "private" / "x.py").write_text("x\n")
+    (project / "notes.txt").write_text("mine\n")
+    (project / "token.txt").write_text("<pad>\n")
+    found, patch, _ = recorded(project)
+    assert {each["path"] for each in found["left_out"]} == {"private/x.py", "notes.txt"}
+    assert "<pad>" in patch
+
+
+@pytest.mark.parametrize("where", ["link", "beside", "link to a folder of the repository"])
+def test_no_catalog_is_part_of_the_code(project, tmp_path, where):
+    (project / ".gitignore").unlink()
+    git(project, "commit", "--quiet", "-am", "nothing is ignored")
+    catalog = project / ".catalog"
+    if where == "beside":
+        for name in ("parameters.yaml", "events.jsonl"):
+            (catalog / "old").mkdir(parents=True, exist_ok=True)
+            (catalog / "old" / name).write_text("{}\n")
+        (catalog / ".store").mkdir()
+        (catalog / ".store" / ("a" * 64)).write_text("data\n")
+        catalog = project / "runs"
+    else:
+        target = tmp_path / "elsewhere" if where == "link" else project / "real"
+        target.mkdir()
+        catalog.symlink_to(target)
+    found, patch, _ = recorded(project, catalog=catalog)
+    assert (found["dirty"], found["untracked"], patch) == (False, 0, "")
+
+
+def test_a_file_that_became_a_link_or_a_folder_is_recorded(project, tmp_path):
+    (project / "nets.py").unlink()
+    (project / "nets.py").symlink_to("data.csv")
+    (project / "data.csv").unlink()
+    (project / "data.csv").mkdir()
+    (project / "data.csv" / "part.csv").write_text("3\n")
+    _, _, run = recorded(project)
+    git(tmp_path, "clone", "--quiet", str(project), "clone")
+    git(tmp_path / "clone", "apply", str(run.patch))
+    assert (tmp_path / "clone" / "nets.py").is_symlink()
+    assert (tmp_path / "clone" / "data.csv" / "part.csv").read_text() == "3\n"
