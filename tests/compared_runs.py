@@ -95,6 +95,7 @@ def build(
     seed: int = 42,
     learning_rate: float = 0.01,
     provenance: dict[str, Any] | None = None,
+    imports: dict[str, Any] | None = None,
 ) -> Run:
     """A run's folder. ``edit`` may change each line of each rank before it is written."""
     run = Run((catalog / name).resolve())
@@ -107,6 +108,7 @@ def build(
     write_json(run.plan, {"world_size": ranks, "threads_per_rank": 1, "steps_per_epoch": 10})
     write_json(run.data / "data.json", {"identity": "i", "files": {"train": {"sha256": "a" * 64}}})
     write_json(run.provenance, provenance or recorded())
+    write_json(run.path / "imports.json", imports or imported())
     for rank in range(ranks):
         values = lines(rank, first, last, every, ranks)
         for value in values:
@@ -124,7 +126,28 @@ def recorded(**changes: Any) -> dict[str, Any]:
         "packages": {"python": "3.12.7", "torch": "2.13.0", "numpy": "2.1.0"},
         "machine": {"host": "bench-1", "processor": "some processor", "processor_features": ["avx2"]},
         "environment": {},
+        "distributions": {name: installed(version) for name, version in PACKAGES.items()},
     } | changes
+
+
+PACKAGES = {"torch": "2.13.0", "numpy": "2.1.0", "helper-pkg": "1.0", "unused": "1.0"}
+
+
+def installed(version: str, sha256: str = "c" * 64, module: str | None = None) -> dict[str, Any]:
+    """What is recorded of an installed package."""
+    return {"version": version, "sha256": sha256, "modules": [module or "helper_pkg"]}
+
+
+def imported(digest: str = "d" * 64, *, complete: bool = True) -> dict[str, Any]:
+    """imports.json of a run whose model stands in nets.py."""
+    return {
+        "format": 1,
+        "ranks": 2,
+        "complete": complete,
+        "modules": {"nets": {"file": "/project/nets.py", "sha256": digest}},
+        "packages": ["helper_pkg"],
+        "other": [],
+    }
 
 
 def checkpoint(run: Run, step: int, tensors: dict[str, np.ndarray]) -> None:

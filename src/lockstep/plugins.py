@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field
 
+from lockstep import own_modules
 from lockstep.errors import MissingPackage, ParametersError
-from lockstep.files import printable, sha256_of
+from lockstep.files import printable
 
 ROOT = Path(__file__).parent
 KINDS = ("models", "datasets", "strategies", "transports", "compressors")
@@ -115,11 +116,12 @@ def load(kind: str, name: str) -> Any:
 
 def origin(name: str) -> dict[str, str] | None:
     """The file that the user's own object was imported from, and its SHA-256; None where there is no file."""
-    module = sys.modules.get(name.partition(":")[0])
-    file = inspect.getsourcefile(module) if module else None
-    if file is None or not Path(file).is_file():
+    module = name.partition(":")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not isinstance(file, str):
         return None
-    return {"name": name, "file": str(Path(file).absolute()), "sha256": sha256_of(Path(file))}
+    digest = own_modules.loaded_digest(module) or own_modules.digest_of(Path(file))
+    return None if digest is None else {"name": name, "file": str(Path(file).absolute()), "sha256": digest}
 
 
 def importable_from(path: Path) -> None:
@@ -176,8 +178,15 @@ def _imported(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not (all(part.isidentifier() for part in module_name.split(".")) and attribute.isidentifier()):
         raise ParametersError(f"found {name!r}, allowed: package.module:name")
+    if module_name == "__main__":
+        raise ParametersError(
+            f"found {name!r}, which the ranks cannot import: they are processes of their own, and know nothing of a "
+            f"notebook or of the script that started them; put {attribute} into a file, such as own.py, and name it "
+            f"own:{attribute}"
+        )
     try:
         module = importlib.import_module(module_name)
+        own_modules.note_loaded()
     except ModuleNotFoundError as error:
         if f"{module_name}.".startswith(f"{error.name}."):
             raise ParametersError(f"found {name!r}, but there is no module {error.name}") from None

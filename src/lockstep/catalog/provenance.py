@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import linux
-from lockstep.catalog import git, ignored, uncommitted
+from lockstep.catalog import distributions, git, ignored, uncommitted
 from lockstep.catalog.events import utc_now
 from lockstep.catalog.run import Run, project_root
 from lockstep.files import printable, write_atomically, write_json
@@ -54,6 +54,7 @@ def write(
         "git": _git(run, folder, with_patch, attempt),
         "uv_lock": _uv_lock(run, folder, attempt),
         **surroundings(),
+        "distributions": distributions.installed(),
     }
     write_json(file_of(run, attempt), record)
     return record
@@ -181,6 +182,7 @@ def _machine() -> dict[str, Any]:
     pretty = re.search(r'(?m)^PRETTY_NAME="?([^"\n]*)', _read(Path("/etc/os-release")))
     model = re.search(r"(?m)^model name\s*: *(.*)$", _read(Path("/proc/cpuinfo"), 1 << 14))
     return {
+        **_gpus(),
         "host": system.nodename,
         "os": pretty.group(1) if pretty else system.sysname,
         "kernel": f"{system.sysname} {system.release}",
@@ -191,6 +193,16 @@ def _machine() -> dict[str, Any]:
         "cores_of_machine": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
+
+
+def _gpus() -> dict[str, Any]:
+    """The GPUs by the driver's own words, where there are any."""
+    models = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        found = re.search(r"(?m)^Model:\s*(.*)$", _read(file))
+        models.append(found.group(1).strip() if found else "unknown")
+    driver = re.search(r"Kernel Module\D*([\d.]+)", _read(Path("/proc/driver/nvidia/version")))
+    return {"gpus": models, "gpu_driver": driver.group(1) if driver else None} if models else {}
 
 
 def _features() -> list[str]:

@@ -5,7 +5,16 @@ from pathlib import PurePosixPath
 _SOURCE = {".py", ".pyi", ".pyx", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".rs", ".so", ".pth"}
 _BUILD = {"pyproject.toml", "setup.py", "setup.cfg"}
 _PROSE = {".md", ".rst"}
-_NEVER_READ = {".gitignore", ".gitattributes", ".gitmodules", ".lockstepignore", "LICENSE", "uv.lock"}
+# parameters.yaml is recorded as what came of it, with all overrides.
+_NEVER_READ = {
+    "parameters.yaml",
+    ".gitignore",
+    ".gitattributes",
+    ".gitmodules",
+    ".lockstepignore",
+    "LICENSE",
+    "uv.lock",
+}
 
 
 def is_source(path: str) -> bool:

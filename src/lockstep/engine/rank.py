@@ -17,6 +17,7 @@ import torch
 
 from lockstep import plugins
 from lockstep.board import Board
+from lockstep.catalog import imports
 from lockstep.catalog.run import Run
 from lockstep.engine import lazy_dynamo
 from lockstep.engine.activations import drop_activations
@@ -155,6 +156,7 @@ def work(
             rank=index,
         )
         step = restore(job)
+        imports.note(run, index)
         started = time.monotonic()
         note_start(job, step, started, attempt)
         step = train(job, step)
@@ -171,6 +173,7 @@ def work(
     )
     if index == 0 and step >= job.steps and not strategy.sharded:
         export(job, step)
+    imports.note(run, index, ended=True)
     metrics.close()
     board.enter("done")
     strategy.close()

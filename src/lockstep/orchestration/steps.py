@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from lockstep.board import Board
+from lockstep.catalog import imports
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, end_group, supervise
@@ -84,22 +85,33 @@ def train(distributed: dict[str, Any]) -> int:
     prepare.verify(run)
     decided = read_json(run.plan)
     left = decided["strategy"].get("restarts", 0) if decided.get("servers", 0) else 0
-    while True:
-        try:
-            done = _train_once(session, decided, distributed)
-            break
-        except RunFailed as error:
-            if error.server is None or error.cause != "signal" or not left or session.stop_signal:
-                raise
-            left -= 1
-            what = str(error).partition("\n")[0]
-            session.warn(f"{what}. It is started again from the last checkpoint, and the ranks go back to it")
+    try:
+        done = _train_with_restarts(session, decided, distributed, left)
+    finally:
+        with contextlib.suppress(OSError):  # a full disk must not hide why the ranks ended
+            for sentence in imports.gather(run, session.attempt, decided["world_size"]):
+                session.warn(sentence)
     if session.stop_signal:
         raise Interrupted(session.stop_signal)
     if done < decided["steps"]:
         raise RunFailed(f"the ranks ended after step {done} of {decided['steps']} without a word")
     closing.write_model(session, read_parameters(run.parameters, []))
     return done
+
+
+def _train_with_restarts(
+    session: Session, decided: dict[str, Any], distributed: dict[str, Any], left: int
+) -> int:
+    """Train, starting everything again as often as ``left`` says where a server was killed; the steps done."""
+    while True:
+        try:
+            return _train_once(session, decided, distributed)
+        except RunFailed as error:
+            if error.server is None or error.cause != "signal" or not left or session.stop_signal:
+                raise
+            left -= 1
+            what = str(error).partition("\n")[0]
+            session.warn(f"{what}. It is started again from the last checkpoint, and the ranks go back to it")
 
 
 def _train_once(session: Session, decided: dict[str, Any], distributed: dict[str, Any]) -> int:

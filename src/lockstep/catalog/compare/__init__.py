@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lockstep.catalog.compare import cause, code, inputs, parting, quantities, tensors
+from lockstep.catalog.compare import cause, code, coverage, inputs, parting, quantities, tensors
 from lockstep.catalog.compare import steps as metrics
 from lockstep.catalog.compare.quantities import WEIGHTS, Difference, Walk
 from lockstep.catalog.run import Run
@@ -46,6 +46,10 @@ def compare(a: Run, b: Run, folders: list[Path], tolerance: float | None = None)
             source,
             any(_inexact(values) for values in before),
             [*_repeats(left), *_repeats(right)],
+            coverage.gaps(a, b, source),
+            [each for name, run in (("A", a), ("B", b)) for each in coverage.attempts(name, run, folders)],
+            coverage.imported_files(a, b),
+            all(inputs.distributions_of(run) for run in (a, b)),
         )
         why = cause.find(walk, first, known)
     return {

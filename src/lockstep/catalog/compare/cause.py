@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.catalog.compare.code import Comparison
+from lockstep.catalog.compare.coverage import NEVER_COVERED
 from lockstep.catalog.compare.inputs import ABSENT, Apart
 from lockstep.catalog.compare.quantities import NAMES, SAMPLES, WEIGHTS, Difference, Walk
-from lockstep.catalog.source_files import is_source
+from lockstep.catalog.source_files import is_source, may_be_read
 
 INITIAL = "weights before the first step"
 LOSS, NORM, GRADIENT, RATE = (
@@ -22,6 +23,10 @@ LOSS, NORM, GRADIENT, RATE = (
 MATHS = {LOSS, NORM, GRADIENT, WEIGHTS}
 EVERYTHING = MATHS | {INITIAL, SAMPLES, RATE}
 SHOWN = 8
+SAME = (
+    "what decides the numbers is recorded as the same: parameters, code, imported modules, packages, processor, "
+    "threads, data"
+)
 
 # In the order in which they are believed where several fit: what is more particular comes first.
 CLASSES = (
@@ -34,6 +39,7 @@ CLASSES = (
     "precision",
     "code",
     "arithmetic",
+    "packages",
     "unknown",
 )
 _HOW = ("micro_batch_size", "compile", "channels_last", "tf32", "activation_checkpointing")
@@ -53,15 +59,30 @@ _PARAMETERS = (
     ("unknown", rf"(training|distributed)\.(?!({'|'.join(INERT)})$).*", EVERYTHING),
 )
 _ENVIRONMENT = (
-    ("code", r"packages\.lockstep", EVERYTHING),
+    ("code", r"packages\.lockstep|distributions\.lockstep\..*|imports\..*", EVERYTHING),
     (
         "arithmetic",
-        r"packages\.(torch|numpy|python|safetensors)|uv_lock\.(?!sha256).*",
+        r"(packages|distributions)\.(torch|numpy|python|safetensors)(\..*)?",
         MATHS | {INITIAL, SAMPLES},
     ),
-    ("arithmetic", r"machine\.(processor|processor_features|architecture)", MATHS | {INITIAL}),
+    ("packages", r"distributions\..*", EVERYTHING),
+    (
+        "arithmetic",
+        r"machine\.(processor|processor_features|architecture|gpus|gpu_driver)",
+        MATHS | {INITIAL},
+    ),
     ("arithmetic", r"environment\.(OMP|MKL|OPENBLAS|NUMEXPR|KMP|ATEN|DNNL|ONEDNN|CU)\w*", MATHS | {INITIAL}),
     ("arithmetic", r"plan\.(threads_per_rank|device)", MATHS | {INITIAL}),
+    ("unknown", r"environment\.(?!PYTHONUNBUFFERED$).*|machine\.os", EVERYTHING),
+)
+_CODE = (  # files that an attempt found changed
+    ("code", r"code\..*\.(py|pyi|pyx|c|cc|cpp|cu|cuh|h|hpp|rs|so|pth)", EVERYTHING),
+    ("unknown", r"code\..*", EVERYTHING),
+)
+# Where the versions of all installed packages are not recorded, these stand for them.
+_LOCKED = (
+    ("arithmetic", r"uv_lock\.(?!sha256).*", MATHS | {INITIAL, SAMPLES}),
+    ("packages", r"packages\.(?!uv$).*", EVERYTHING),
 )
 
 
@@ -98,6 +119,14 @@ class Inputs:
     code: Comparison
     inexact: bool  # one of the two is not meant to compute what a single process does
     repeats_differ: list[str]  # sentences on steps that one run did twice, with other bits
+    gaps: list[str] = field(default_factory=list)  # what could decide and is not recorded
+    attempts: list[tuple[str, list[Apart]]] = field(
+        default_factory=list
+    )  # later ones, and what was other then
+    imported: frozenset[str] | None = (
+        None  # the files of the user's own that the runs imported; None: not known
+    )
+    packages_known: bool = False  # of both runs, the versions of all that is installed
 
 
 def find(walk: Walk, first: Difference, inputs: Inputs) -> Cause:
@@ -109,9 +138,12 @@ def find(walk: Walk, first: Difference, inputs: Inputs) -> Cause:
     if inputs.repeats_differ:
         seen += inputs.repeats_differ
     if not candidates:
-        same = "what decides the numbers is recorded as the same: parameters, code, packages, processor, threads, data"
         elsewhere = [_words(each) for each in inputs.environment if each.key.startswith("machine.")]
-        return Cause("non-determinism", [*seen, same], _shortened(elsewhere))
+        if inputs.gaps:
+            lacking = [f"not recorded: {each}" for each in inputs.gaps]
+            nothing = "nothing that is recorded differs, but not everything that could decide is recorded"
+            return Cause("unknown", [*seen, nothing, *_shortened(lacking)], _shortened(elsewhere))
+        return Cause("non-determinism", [*seen, SAME, NEVER_COVERED], _shortened(elsewhere))
     if not fitting:
         words = [f"{each.words} (it cannot show there first)" for each in candidates]
         return Cause("unknown", [*seen, "nothing that differs explains it"], words[:SHOWN])
@@ -153,21 +185,43 @@ def _candidates(inputs: Inputs) -> Iterator[Candidate]:
         yield Candidate("starting point", "they start from other checkpoints", frozenset(EVERYTHING))
     yield from _matching(inputs.parameters, _PARAMETERS, inputs.inexact)
     splits = [each for each in inputs.data if re.fullmatch(r"files\.\w+\.sha256", each.key)]
+    splits = [each for each in splits if ABSENT not in (each.a, each.b)]  # that is a gap, and no difference
     for each in splits:
         yield Candidate("data", f"data: {_words(each)}", frozenset({SAMPLES, LOSS, "validation loss"}))
-    yield from _matching(inputs.environment, _ENVIRONMENT, False)
-    code = inputs.code
-    if code.same is False and code.computes:
+    rules = _ENVIRONMENT if inputs.packages_known else (*_ENVIRONMENT, *_LOCKED)
+    yield from _matching(inputs.environment, rules, False)
+    yield from _of_code(inputs.code, inputs.imported)
+    for words, apart in inputs.attempts:
+        for found in _matching(apart, (*rules, *_CODE), False):
+            told = found.words.replace(" in A,", " in attempt 1,").removesuffix(" in B")
+            yield Candidate(found.kind, f"{words} was under other circumstances: {told} then", found.shows_in)
+
+
+def _of_code(code: Comparison, imported: frozenset[str] | None) -> Iterator[Candidate]:
+    """What the repository's files that differ may have done. Where all imports are known, those tell of programs."""
+    everything = frozenset(EVERYTHING)
+    if code.same is False and code.computes and imported is None:
         files = [name for name in code.files if is_source(name)]
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        yield Candidate("code", f"{code.words}: {', '.join(files[:3])}{more}", frozenset(EVERYTHING))
-    elif code.same is None:
+        yield Candidate("code", f"{code.words}: {_few(files)}", everything)
+    elif code.same is None and imported is None:
         words = f"whether the code is the same is not known ({'; '.join(code.gaps) or code.words})"
-        yield Candidate("unknown", words, frozenset(EVERYTHING))
+        yield Candidate("unknown", words, everything)
+    elif code.same is not True:
+        rest = [name for name in code.files if not any(each.endswith(f"/{name}") for each in imported or ())]
+        files = [name for name in rest if may_be_read(name)]
+        if files:
+            words = f"files of the repository differ that nothing imported, but that may have been read: {_few(files)}"
+            yield Candidate("unknown", words, everything)
+
+
+def _few(files: list[str]) -> str:
+    return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def _matching(found: list[Apart], rules: Any, inexact: bool) -> Iterator[Candidate]:
     for each in found:
+        if each.key.startswith(("machine.", "packages.")) and ABSENT in (each.a, each.b):
+            continue  # it was not recorded: coverage.py tells
         for kind, pattern, shows_in in rules:
             if re.fullmatch(pattern, each.key):
                 other = inexact and each.key.startswith("distributed.")

@@ -4,7 +4,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep.catalog import status
+from lockstep.catalog import imports, status
+from lockstep.catalog.provenance import file_of
 from lockstep.catalog.report.values import at, mapping
 from lockstep.catalog.run import Run
 from lockstep.files import read_object, read_plain
@@ -56,9 +57,9 @@ def parameters_of(run: Run) -> dict[str, Any]:
         return {}
 
 
-def environment_of(run: Run) -> dict[str, Any]:
-    """Packages, machine, variables, and how the ranks were set up, as dotted keys; of the first attempt."""
-    provenance, plan = read_object(run.provenance), read_object(run.plan)
+def environment_of(run: Run, attempt: int = 1) -> dict[str, Any]:
+    """Packages, machine, variables, and how the ranks were set up, as dotted keys, of one attempt."""
+    provenance, plan = read_object(file_of(run, attempt)), read_object(run.plan)
     found = {name: mapping(provenance.get(name)) for name in ("packages", "machine", "environment")}
     decided = {
         key: plan[key]
@@ -67,6 +68,52 @@ def environment_of(run: Run) -> dict[str, Any]:
     }
     locked = mapping(provenance.get("uv_lock")).get("sha256")
     return flattened({**found, "plan": decided, "uv_lock": {"sha256": locked}})
+
+
+def own_modules_of(run: Run, attempt: int = 1) -> dict[str, str]:
+    """The SHA-256 of each of the user's own modules that an attempt imported.
+
+    Of runs of earlier versions, those of the modules that the parameters name, which the plan holds.
+    """
+    recorded = mapping(imports.read(run, attempt).get("modules"))
+    if not recorded and attempt == 1:
+        named = mapping(read_object(run.plan).get("code")).values()
+        recorded = {str(mapping(each).get("name")).partition(":")[0]: each for each in named}
+    digests = {name: mapping(module).get("sha256") for name, module in recorded.items()}
+    return {name: digest for name, digest in digests.items() if isinstance(digest, str)}
+
+
+def distributions_of(run: Run, attempt: int = 1) -> dict[str, Any]:
+    """Version and digest of the installed packages that an attempt imported (of all, where that is not known)."""
+    installed = mapping(read_object(file_of(run, attempt)).get("distributions"))
+    loaded = imports.read(run, attempt).get("packages")
+    names = set(loaded) if isinstance(loaded, list) else None
+    found: dict[str, Any] = {}
+    for name, about in installed.items():
+        modules = mapping(about).get("modules")
+        if (
+            names is None
+            or not isinstance(modules, list)
+            or name == "lockstep"
+            or names & set(map(str, modules))
+        ):
+            found[name] = {key: mapping(about).get(key) for key in ("version", "sha256")}
+    return flattened(found) if found else {}
+
+
+def imported(a: Run, b: Run) -> list[Apart]:
+    """What two runs imported that is not the same: the user's own modules, and installed packages."""
+    own = differences(own_modules_of(a), own_modules_of(b))
+    if not all(imports.read(run).get("complete") is True for run in (a, b)):
+        own = [
+            each for each in own if ABSENT not in (each.a, each.b)
+        ]  # one ended before it imported the rest
+    installed = [distributions_of(run) for run in (a, b)]
+    packages = differences(*installed) if all(installed) else []
+    return [
+        *(Apart(f"imports.{each.key}", each.a, each.b) for each in own),
+        *(Apart(f"distributions.{each.key}", each.a, each.b) for each in packages),
+    ]
 
 
 def locked_versions(run: Run) -> dict[str, str]:
@@ -86,7 +133,7 @@ def locked_versions(run: Run) -> dict[str, str]:
 
 def environment(a: Run, b: Run) -> list[Apart]:
     """What differs around two runs; packages of uv.lock by name, where the two are not the same file."""
-    found = differences(environment_of(a), environment_of(b))
+    found = differences(environment_of(a), environment_of(b)) + imported(a, b)
     if any(each.key == "uv_lock.sha256" for each in found):
         locked = differences(locked_versions(a), locked_versions(b))
         found += [Apart(f"uv_lock.{each.key}", each.a, each.b) for each in locked]
@@ -119,9 +166,11 @@ def results_of(run: Run) -> dict[str, Any]:
 
 
 def starting_point(run: Run) -> dict[str, Any]:
-    """The digests of the checkpoint that a child started from; empty for a run that began at the beginning."""
+    """The digests of what a run started from: its parent's checkpoint, and the weights that it was given."""
     manifest = read_object(run.start / "manifest.json", 2)
     files = mapping(manifest.get("files"))
-    return {
+    found = {
         name: mapping(entry).get("sha256") for name, entry in files.items() if name.endswith(".safetensors")
     }
+    given = at(read_object(run.plan), "weights", "sha256")
+    return found if given is None else {**found, "model.weights": given}
