@@ -188,3 +188,15 @@ def test_invariant_sums_larger_than_the_shared_memory_between_two_ranks_do_not_w
     way = "distributed.strategy={name: allreduce, reduction: invariant, transport: {name: shm, slot_kb: 4}}"
     runs = [train(server, tmp_path, *options, way, f"distributed.world_size={ranks}") for ranks in (1, 2)]
     assert bits(runs[0]) == bits(runs[1])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "allreduce"])
+def test_a_megabyte_of_a_bucket_is_a_million_bytes_under_every_strategy(server, tmp_path, strategy):
+    words = ("training.epochs=1", "model.hidden_sizes=[64]", "training.precision=fp32")
+    # 12 x 64 weights with their biases are 3,328 bytes, 64 x 5 with theirs 1,300: apart in 4,600 bytes, not in 4,700.
+    run = train(server, tmp_path, *words, f"distributed.strategy={{name: {strategy}, bucket_mb: 0.0046}}")
+    start = next(line for line in read_json_lines(run.metrics_file(0)) if line["kind"] == "start")["strategy"]
+    if strategy == "ddp":
+        assert start["bucket_bytes"] == 4_600
+    else:
+        assert len(start["buckets"]) == 2 and max(each["bytes"] for each in start["buckets"]) <= 4_600

@@ -540,3 +540,54 @@ def test_micro_batches_are_the_cause_and_not_chance(server, tmp_path):
     assert found["training"]["verdict"] == "parted"
     assert found["cause"]["kind"] == "arithmetic", found["cause"]
     assert any("micro_batch_size" in each for each in found["cause"]["evidence"])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "recorded_exact", "kind"),
+    [
+        ("{name: 'mine:Sketch'}", False, "training algorithm"),
+        ("{name: 'mine:Faithful'}", True, "arithmetic"),
+        ("{name: 'mine:OfAnOlderRecord'}", None, "training algorithm"),
+        ("{name: fsdp, param_dtype: bf16}", False, "training algorithm"),
+        ("{name: fsdp, param_dtype: bf16}", None, "training algorithm"),
+        ("{name: fsdp, param_dtype: null}", None, "arithmetic"),
+        ("{name: local_sgd, every: 4}", None, "training algorithm"),
+        ("{name: parameter_server, mode: async}", None, "training algorithm"),
+    ],
+)
+def test_a_strategy_is_exact_as_it_said_itself_and_older_records_are_judged_by_source_and_options(
+    tmp_path, strategy, recorded_exact, kind
+):
+    def edit(rank, line):
+        if line["kind"] == "start" and recorded_exact is not None:
+            line["exact"] = recorded_exact
+        if line["kind"] == "step" and line["step"] >= 5:
+            line["loss"] *= 1.5
+
+    a, b = build(tmp_path, "a"), build(tmp_path, "b", edit=edit)
+    b.parameters.write_text(b.parameters.read_text().replace("{name: ddp}", strategy))
+    assert compared(a, b)["cause"]["kind"] == kind
+
+
+def test_a_schedule_that_ends_at_another_step_is_told(tmp_path):
+    def falling(last):
+        def edit(rank, line):
+            if line["kind"] == "step":
+                line["learning_rate"] = 0.01 * (1 - line["step"] / last)
+
+        return edit
+
+    def planned(name, last, **more):
+        run = build(tmp_path, name, last=last, **more)
+        plan = json.loads(run.plan.read_text())
+        run.plan.write_text(json.dumps({**plan, "steps": last}))
+        return run
+
+    short, long = planned("short", 20, edit=falling(20)), planned("long", 40, edit=falling(40))
+    assert "schedule ends at step 20 in A and at step 40 in B" in words(compared(short, long))
+    parent = {"run_id": "short", "kind": "resumed", "checkpoint": "step-00000020"}
+    more = planned("more", 40, edit=falling(40), first=21, parent=parent)
+    said = words(compared(short, more))
+    assert "at step 40 in B (it goes on at step 21 with 0.00475, after 0)" in said
+    constant = planned("constant", 20), planned("constant-2", 40)
+    assert "schedule" not in words(compared(*constant))

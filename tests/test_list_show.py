@@ -326,7 +326,7 @@ def test_show_names_data_code_and_seal(run, catalog, capsys):
     text = said(capsys, show_command, "latest", "--catalog", catalog)
     for word in (
         "digits, identity c1da7b094558, samples: 1,294 train, 360 test",
-        "not committed (source.patch, 1.79 KiB)",
+        "not committed (source.patch, 1.83 KB)",
         "manifest abababababab",
     ):
         assert word in text

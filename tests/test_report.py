@@ -29,7 +29,7 @@ def test_page_holds_the_run_s_figures(tmp_path: Path) -> None:
         *(
             "rank 3",
             "5.81 s",
-            "355 MiB",
+            "372 MB",
             "prepare_data",
             "hidden_sizes",
             "8661eb7f0c1f4f0e9a6d6d8e1b2c3d4e5f60718a",

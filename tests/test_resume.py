@@ -239,3 +239,21 @@ def test_a_change_to_a_run_that_left_no_checkpoint_begins_again_and_says_so(comm
     output = command.run("--resume", "r", "--run-id", "child", "training.epochs=2")
     assert "no valid checkpoint" in output
     assert events.read(run_of(command, "child"))[0]["parent"]["run_id"] == "r"
+
+
+def test_a_schedule_that_is_stretched_says_where_the_learning_rate_goes_on(server, tmp_path):
+    words = ("training.schedule=cosine", "distributed.strategy=single", "distributed.world_size=1")
+    parent = train(server, tmp_path, *words, "training.epochs=2")
+    start = max(parent.checkpoints.iterdir())
+    longer = train(server, tmp_path, *words, "training.epochs=4", start=start)
+    (note,) = [event["message"] for event in events.read(longer) if event["event"] == "warning"]
+    first = next(line for line in read_json_lines(longer.metrics_file(0)) if line["kind"] == "step")
+    assert f"was 0 at step 16 and goes on with {first['learning_rate']:.3g}" in note
+    assert first["learning_rate"] > 0.004 and "now ends at step 32" in note
+    start_line = next(line for line in read_json_lines(longer.metrics_file(0)) if line["kind"] == "start")
+    assert start_line["exact"] is True
+    constant = [word for word in words if "cosine" not in word]
+    same = train(server, tmp_path, *constant, "training.epochs=1")
+    start = max(same.checkpoints.iterdir())
+    more = train(server, tmp_path, *constant, "training.epochs=2", start=start)
+    assert not [event for event in events.read(more) if event["event"] == "warning"]

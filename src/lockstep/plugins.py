@@ -103,6 +103,17 @@ def schema(kind: str, name: str, root: Path = ROOT) -> dict[str, Option]:
     return options
 
 
+def literal(kind: str, name: str, attribute: str) -> Any:
+    """What a plugin that comes with the package declares of itself, read from its source; None where nothing."""
+    if name not in names(kind):
+        return None
+    tree = ast.parse((folder(kind) / f"{name}.py").read_text(encoding="utf-8"), name)
+    for node in _public_class(tree, name).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [attribute]:
+            return ast.literal_eval(node.value)
+    return None
+
+
 def load(kind: str, name: str) -> Any:
     """Import a plugin and return its function or, for a strategy, its class."""
     if is_own(name):

@@ -3,6 +3,7 @@
 Widths are those on the terminal: a Chinese character takes two columns, an accent of its own none.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
         return [text]
     own = text[: len(text) - len(text.lstrip())]
     lines, line = [], own
-    for word in text.split():
+    for word in re.findall(r"[^ \t\n]+", text):  # a no-break space breaks no line
         apart = "" if not line.strip() else " "
         if apart and width_of(line) + 1 + width_of(word) > width:
             lines.append(line)

@@ -97,7 +97,8 @@ def take_step(job: Job, done: int) -> None:
         **strategy.measured,
         **digests,
     )
-    board.write("loss", outcome.loss if strategy.counts else math.nan)
+    board.write("samples", samples)
+    board.write("loss", outcome.loss)
     board.write("step", done + 1)
     if due and strategy.replicated:
         job.watch.compare(done + 1, digests["parameter_digests"])

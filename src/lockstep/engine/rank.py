@@ -190,6 +190,7 @@ def note_start(job: Job, step: int, started: float, attempt: int) -> None:
         step=step,
         startup_seconds=started - board.number(index, "launched"),
         threads=torch.get_num_threads(),
+        exact=job.strategy.exact,
         strategy=job.strategy.describe(),
         parameter_digests=fingerprints(job.strategy.fingerprinted()),
     )

@@ -1,6 +1,7 @@
 """Taking up a run where it was left, and handing the finished model to the ecosystem."""
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from lockstep.engine import caveats, checkpoint
 from lockstep.engine.checkpoint import Checkpoint, State
 from lockstep.engine.contents import Contents
 from lockstep.engine.job import Job
-from lockstep.engine.optimizers import PRECISIONS
+from lockstep.engine.optimizers import PRECISIONS, learning_rate
 from lockstep.errors import RunFailed
 from lockstep.files import fsync_folder, read_json, temporary_beside, write_json
 from lockstep.parameters import Parameters
@@ -58,6 +59,8 @@ def restore(job: Job) -> int:
         return 0
     with fitting(found), contextlib.closing(found.contents()) as contents:
         job.strategy.restore(Adapted(contents, found, job.parameters))
+    if job.rank == 0 and (note := _another_rate(found, job, step)):
+        warn(job.run, note)
     job.strategy.passes.loss_scale.load(found.meta.get("loss_scale"))
     if found.path.parent == job.run.checkpoints:
         job.best = found.meta["best"]
@@ -66,6 +69,21 @@ def restore(job: Job) -> int:
     else:
         say(f"starting from {found.meta['made_by']['run_id']}, step {found.step}")
     return step
+
+
+def _another_rate(found: Checkpoint, job: Job, step: int) -> str | None:
+    """A sentence where the schedule gives the last update that was done another rate than it was done with."""
+    before = (found.meta.get("scheduler") or {}).get("learning_rate")
+    training = job.parameters.training
+    if not isinstance(before, int | float) or not step or step >= job.steps:
+        return None
+    if math.isclose(learning_rate(training, step, job.steps), before, rel_tol=1e-9, abs_tol=1e-15):
+        return None
+    return (
+        f"the learning rate was {before:.3g} at step {step} and goes on with "
+        f"{learning_rate(training, step + 1, job.steps):.3g}: training.schedule {training.schedule.name} now ends at "
+        f"step {job.steps}, and gives each step another rate than the one before did"
+    )
 
 
 def state_of(found: Checkpoint, parameters: Parameters) -> State:

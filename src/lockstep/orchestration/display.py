@@ -1,7 +1,6 @@
 """What a person sees: which step runs, how far training is, a closing table. Plain lines where there is no terminal."""
 
 import contextlib
-import math
 import os
 import sys
 import time
@@ -12,23 +11,22 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
 from lockstep.board import Board
 from lockstep.catalog.run import Run
+from lockstep.catalog.table_layout import GAP, fit, wrapped
+from lockstep.catalog.text import Table, plain
 from lockstep.files import printable
+from lockstep.orchestration import closing_tables
+from lockstep.orchestration.meter import Meter, duration
 
-WIDE = 200  # columns, more than any table of ours has
+WIDEST_BAR, NARROWEST_BAR = 30, 6  # columns
+SPINNER_COLUMNS = 4  # with the blanks around the bar
+STEP_COLUMNS = 29  # of a step's mark, name and time
+NO_BREAK = "\u00a0"
 PLAIN_SECONDS = 2.0  # between two lines of progress where there is no terminal
-
-
-def duration(seconds: float) -> str:
-    """0.42 s, 12.3 s, 4 min 05 s, 3 h 12 min."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 ASCII = {ord("✓"): "+", ord("✗"): "x", ord("■"): "-"}  # for terminals that know no other signs
@@ -91,7 +89,7 @@ class Display:
 
     def warn(self, text: str) -> None:
         """Something that works, but costs."""
-        self.line(f"  warning: {text}", "yellow")
+        self.line(self._fitted(f"  warning: {printable(text)}"), "yellow")
 
     def stopping(self, name: str) -> None:
         """The first Ctrl-C."""
@@ -128,26 +126,41 @@ class Display:
                 (f"{mark} ", style),
                 (f"{name:<18}", "bold"),
                 f"{duration(seconds):>9}",
-                (printable(notes), "dim"),
+                (self._fitted(printable(notes), STEP_COLUMNS), "dim"),
             )
         )
+
+    def _fitted(self, text: str, begun: int = 0) -> str:
+        """The text broken between words where the terminal ends; ``begun`` columns of the first line are taken."""
+        if not self.console.is_terminal:
+            return text
+        lines = wrapped(" " * begun + text, self.console.width, "" if begun else "  ")
+        return "\n".join(lines)[begun:]
 
     @contextlib.contextmanager
     def training(self, board: Board, plan: dict[str, Any]) -> Iterator[Callable[[], None]]:
         """A progress bar (or lines now and then) fed from the board; yields what to call often."""
-        meter = _Meter(board, plan)
+        meter = Meter(board, plan)
         if not self.console.is_terminal:
             yield self._plain_ticks(meter)
             self.line(f"    {meter.text()}")
             return
-        columns = (SpinnerColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"))
+        bar = BarColumn(bar_width=WIDEST_BAR)
+        columns = (SpinnerColumn(), bar, TextColumn("{task.description}", table_column=Column(no_wrap=True)))
         with Progress(
             *columns, console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False
         ) as progress:
             task = progress.add_task("", total=plan["steps"])
-            yield lambda: progress.update(task, completed=meter.step, description=meter.text())
 
-    def _plain_ticks(self, meter: "_Meter") -> Callable[[], None]:
+            def tick() -> None:
+                room = self.console.width - SPINNER_COLUMNS
+                words = meter.text(room - NARROWEST_BAR)
+                bar.bar_width = max(min(WIDEST_BAR, room - len(words)), NARROWEST_BAR)
+                progress.update(task, completed=meter.step, description=words)
+
+            yield tick
+
+    def _plain_ticks(self, meter: Meter) -> Callable[[], None]:
         shown = time.monotonic()
 
         def tick() -> None:
@@ -162,18 +175,21 @@ class Display:
         """The table at the end, the run's id and the paths to look at."""
         self.console.print()
         if "evaluation" in results:
-            self._table(_quality(results["evaluation"]))
-        self._table(_speed(results))
-        spent = "  ".join(f"{name} {duration(seconds)}" for name, seconds in steps)
-        self.line(f"time    {spent}")
+            self._table(closing_tables.quality(results["evaluation"]))
+        self._table(closing_tables.speed(results))
+        spent = [f"{name} {duration(seconds)}".replace(" ", NO_BREAK) for name, seconds in steps]
+        self.line(self._fitted(f"time    {'  '.join(spent)}").replace(NO_BREAK, " "))
         self.paths(run)
 
     def _table(self, table: Table) -> None:
-        """As wide as it is: a narrow terminal breaks lines, which is read more easily than cells cut short."""
-        for segments in self.console.render_lines(table, self.console.options.update(width=WIDE), pad=False):
-            line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
-            line.rstrip()
-            self.console.print(line)
+        """Without the columns of least use, where a narrow terminal has no room for them."""
+        if not self.console.is_terminal:
+            self.line(plain(table))
+            return
+        layout = fit(table, self.console.width)
+        self.line(GAP.join(layout.heading).rstrip(), "dim")
+        for cells in layout.body:
+            self.line(GAP.join(cells).rstrip())
 
     def paths(self, run: Run) -> None:
         """Where to look."""
@@ -181,89 +197,3 @@ class Display:
         for path in (run.report, run.results, run.model, run.logs):
             if path.exists():
                 self.line(f"        {path}")
-
-
-class _Meter:
-    """Step, loss, speed and time left, from the board."""
-
-    def __init__(self, board: Board, plan: dict[str, Any]) -> None:
-        self._board, self._plan = board, plan
-
-    @property
-    def step(self) -> int:
-        """Updates that every rank has done."""
-        return min(self._board.integer(rank, "step") for rank in range(self._board.world_size))
-
-    def text(self) -> str:
-        """One line."""
-        started = self._board.number(0, "first_step")
-        if not started:
-            waited = time.monotonic() - self._board.number(0, "launched")
-            return f"starting {self._board.world_size} ranks (importing torch) {waited:.0f} s"
-        step, steps = self.step, self._plan["steps"]
-        # From what the ranks wrote, not from the first look: all the steps may lie between two looks.
-        elapsed, done = time.monotonic() - started, step - self._board.integer(0, "start")
-        ranks = range(self._board.world_size)
-        losses = [self._board.number(rank, "loss") for rank in ranks]
-        losses = [
-            loss for loss in losses if not math.isnan(loss)
-        ]  # NaN: another rank counts the same samples
-        loss = sum(losses) / max(len(losses), 1)
-        epoch = min(step // self._plan["steps_per_epoch"] + 1, steps // self._plan["steps_per_epoch"])
-        words = [f"epoch {epoch}/{steps // self._plan['steps_per_epoch']}", f"step {step:,}/{steps:,}"]
-        if done:
-            rate = done / elapsed
-            words += [f"loss {loss:.4f}", f"{rate * self._plan['global_batch_size']:,.0f} samples/s"]
-            words += [f"{duration((steps - step) / rate)} left"] if step < steps else []
-        return "  ".join(words)
-
-
-def _four(value: float | str) -> str:
-    """A number with four decimals; the name of one that is not finite as it stands."""
-    return value if isinstance(value, str) else f"{value:.4f}"
-
-
-def _quality(evaluation: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "step", "train acc", "loss", "validation acc", "loss", "test acc", "loss"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name in ("final", "best", "ema"):
-        judged = evaluation.get(name)
-        if judged is None:
-            continue
-        cells = []
-        for split in ("train", "validation", "test"):
-            numbers = judged[split]
-            cells += [_four(numbers["accuracy"]), _four(numbers["loss"])] if numbers else ["-", "-"]
-        table.add_row(name, f"{judged['step']:,}", *cells)
-    return table
-
-
-def _speed(results: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "samples", "samples/s", "compute", "waiting", "data", "cpu", "peak memory"):
-        table.add_column(name, justify="left" if not name else "right")
-    for rank in results["ranks"]:
-        memory = rank["peak_rss_bytes"]
-        table.add_row(
-            f"rank {rank['rank']}",
-            f"{rank['samples']:,}",
-            f"{rank['samples_per_second']:,.0f}" if rank["samples_per_second"] else "-",
-            *(
-                duration(rank[field])
-                for field in ("compute_seconds", "sync_seconds", "data_seconds", "cpu_seconds")
-            ),
-            f"{memory / 2**20:,.0f} MiB" if memory else "-",
-        )
-    training = results["training"]
-    rate = training["samples_per_second"]
-    waiting = training["waiting_share"]
-    table.add_row(
-        "together",
-        f"{training['samples']:,}",
-        f"{rate:,.0f}" if rate else "-",
-        "",
-        f"{waiting:.0%}" if waiting is not None else "-",
-        style="bold",
-    )
-    return table

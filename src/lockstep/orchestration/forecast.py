@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lockstep.catalog.report.values import show_bytes
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.launchers.gather import gather
 from lockstep.orchestration.free_memory import available_bytes
@@ -48,7 +49,7 @@ def refuse_what_cannot_fit(found: dict[str, Any], offloaded: bool = False) -> No
         needed = sum(ranks[number][kind] for kind in there)
         if needed > free:
             raise RunFailed(
-                f"rank {number} needs about {in_bytes(needed)} and {in_bytes(free)} are free on GPU {number}: "
+                f"rank {number} needs about {show_bytes(needed)} and {show_bytes(free)} are free on GPU {number}: "
                 f"{in_words(ranks[number])}. {_ADVICE}",
                 "out of memory",
             )
@@ -60,7 +61,7 @@ def refuse_what_cannot_fit(found: dict[str, Any], offloaded: bool = False) -> No
         return
     largest = max(ranks, key=lambda rank: sum(rank.values()))
     raise RunFailed(
-        f"the {len(ranks)} ranks need about {in_bytes(sum(here))} and {in_bytes(available)} are free: "
+        f"the {len(ranks)} ranks need about {show_bytes(sum(here))} and {show_bytes(available)} are free: "
         f"{in_words(largest)} for one of them. {_ADVICE}",
         "out of memory",
     )
@@ -69,12 +70,4 @@ def refuse_what_cannot_fit(found: dict[str, Any], offloaded: bool = False) -> No
 def in_words(rank: dict[str, int]) -> str:
     """One rank's parts, the largest first."""
     parts = sorted(KINDS, key=lambda kind: -rank[kind])
-    return ", ".join(f"{_WORDS.get(kind, kind)} {in_bytes(rank[kind])}" for kind in parts if rank[kind])
-
-
-def in_bytes(count: float) -> str:
-    """Three digits and a decimal unit: 400 MB."""
-    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if count >= 0.9995 * factor:
-            return f"{count / factor:,.3g} {unit}"
-    return f"{count:.0f} bytes"
+    return ", ".join(f"{_WORDS.get(kind, kind)} {show_bytes(rank[kind])}" for kind in parts if rank[kind])

@@ -26,7 +26,8 @@ from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clo
 
 
 class AllReduce(Strategy):
-    """``algorithm`` and ``transport`` say how, ``bucket_mb`` how much at once, ``compressor`` how few bytes.
+    """``algorithm`` and ``transport`` say how, ``bucket_mb`` how much at once (1 MB is 1,000,000 bytes),
+    ``compressor`` how few bytes.
 
     ``reduction: invariant`` sums eight virtual shards in one fixed order, so that the bits are the same at any
     world size; it computes each shard by itself, which costs small batches their efficiency. A compressor makes

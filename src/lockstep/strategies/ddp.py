@@ -19,14 +19,16 @@ from lockstep.strategies._joining import join
 from lockstep.strategies._module_state import ModuleState
 from lockstep.strategies.base import Batch, Group, Strategy, clock
 
+MB, MIB = 1e6, 2**20  # bytes: of ``bucket_mb``, and of what torch calls bucket_cap_mb
 SETTLING_PASSES = 2  # DDP rebuilds its buckets at the second forward, from the order seen in the first
 
 
 class Ddp(Strategy):
     """Every rank holds the whole model and sees its slice of each global batch.
 
-    ``find_unused_parameters``: in each step the ranks look for parameters that their passes did not use, and agree on
-    who used which. null: if some rank's first pass leaves one out.
+    ``bucket_mb`` counts 1 MB as 1,000,000 bytes. ``find_unused_parameters``: in each step the ranks look for
+    parameters that their passes did not use, and agree on who used which. null: if some rank's first pass leaves one
+    out.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Ddp(Strategy):
         self.model = DistributedDataParallel(
             self.module,
             device_ids=None if device.type == "cpu" else [device.index],
-            bucket_cap_mb=self.bucket_mb,
+            bucket_cap_mb=self.bucket_mb * MB / MIB,
             gradient_as_bucket_view=True,
             find_unused_parameters=self.find_unused,
         )
@@ -119,8 +121,8 @@ class Ddp(Strategy):
             )
 
     def describe(self) -> dict[str, Any]:
-        """Whether it has to look for unused parameters."""
-        return {"find_unused_parameters": self.find_unused}
+        """Whether it has to look for unused parameters, and the most bytes of a bucket."""
+        return {"find_unused_parameters": self.find_unused, "bucket_bytes": self.model.bucket_bytes_cap}
 
     def total(self, values: Tensor) -> Tensor:
         """Summed by one all-reduce."""

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from lockstep.catalog.compare import cause, code, coverage, inputs, parting, quantities, tensors
+from lockstep.catalog.compare import cause, code, coverage, exactness, inputs, parting, quantities, tensors
 from lockstep.catalog.compare import steps as metrics
 from lockstep.catalog.compare.quantities import WEIGHTS, Difference, Walk
+from lockstep.catalog.report.values import whole
 from lockstep.catalog.run import Run
+from lockstep.files import read_object
 
 SAME, WITHIN, PARTED, NOTHING = "same bits", "within tolerance", "parted", "nothing to compare"
 
@@ -44,7 +46,7 @@ def compare(a: Run, b: Run, folders: list[Path], tolerance: float | None = None)
             found["data"],
             start,
             source,
-            any(_inexact(values) for values in before),
+            not all(exactness.of(*each) for each in zip((left, right), before, strict=True)),
             [*_repeats(left), *_repeats(right)],
             coverage.gaps(a, b, source),
             [each for name, run in (("A", a), ("B", b)) for each in coverage.attempts(name, run, folders)],
@@ -68,7 +70,13 @@ def compare(a: Run, b: Run, folders: list[Path], tolerance: float | None = None)
             "first": _explained(first, walk, left, right, pairs, single) if first else None,
             "beyond": beyond.as_dict() if beyond else None,
             "largest": {name: each.as_dict() for name, each in walk.largest.items()},
-            "notes": [*left.notes, *right.notes, *_repeats(left), *_repeats(right)],
+            "notes": [
+                *left.notes,
+                *right.notes,
+                *_repeats(left),
+                *_repeats(right),
+                *_other_schedule(left, right),
+            ],
         },
         "cause": why.as_dict() if why else None,
     }
@@ -180,17 +188,25 @@ def _layout(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _inexact(parameters: dict[str, Any]) -> bool:
-    """Whether the strategy trains differently from a single process by intent."""
-    prefix = "distributed.strategy."
-    name = parameters.get(f"{prefix}name", parameters.get("distributed.strategy"))
-    return (
-        name == "local_sgd"
-        or parameters.get(f"{prefix}mode") in ("async", "ssp")
-        or any(
-            key.startswith(f"{prefix}compressor") and value is not None for key, value in parameters.items()
-        )
-    )
+def _other_schedule(left: metrics.Steps, right: metrics.Steps) -> list[str]:
+    """That a schedule of the learning rate stretches over other steps, as after more epochs were asked for."""
+    ends = [whole(read_object(each.run.plan).get("steps")) for each in (left, right)]
+    if None in ends or ends[0] == ends[1]:
+        return []
+    varying = [each for each in (left, right) if len(each.rates()) > 1]
+    if not varying:
+        return []
+    words = ["", ""]
+    for index, each in enumerate((left, right)):
+        jump = each.rates_where_it_goes_on()
+        if jump:
+            words[index] = (
+                f" (it goes on at step {each.first_own_step} with {jump[1]:.3g}, after {jump[0]:.3g})"
+            )
+    return [
+        f"the learning rate's schedule ends at step {ends[0]} in A{words[0]} and at step {ends[1]} in B{words[1]}: "
+        "from where they have other rates they train differently"
+    ]
 
 
 def _repeats(steps: metrics.Steps) -> list[str]:

@@ -67,6 +67,7 @@ class Steps:
     repeats: list[tuple[int, int, bool]] = field(default_factory=list)  # step, rank, whether the same bits
     notes: list[str] = field(default_factory=list)
     first_own_step: int = 1  # steps before it are an ancestor's
+    exact: bool | None = None  # as the strategy said of itself when it began; None in older records
 
     @property
     def last(self) -> int:
@@ -77,6 +78,18 @@ class Steps:
     def reduces(self) -> bool:
         """Whether gradients, and with them their norm, are those of all ranks together."""
         return any("gradient_digests" in line.prints for line in self._some_ranks())
+
+    def rates(self) -> set[float]:
+        """Every learning rate that a step was made with."""
+        lines = (line for ranks in self.lines.values() for line in ranks.values())
+        return {line.scalars["learning_rate"] for line in lines if "learning_rate" in line.scalars}
+
+    def rates_where_it_goes_on(self) -> tuple[float, float] | None:
+        """The rates of an ancestor's last step and of the first own; None where none, or one, is known."""
+        found = [self.lines.get(step, {}) for step in (self.first_own_step - 1, self.first_own_step)]
+        rates = [next(iter(ranks.values())).scalars.get("learning_rate") for ranks in found if ranks]
+        before, after = rates if len(rates) == 2 else (None, None)
+        return None if before is None or after is None else (before, after)
 
     def _some_ranks(self) -> Iterator[Line]:
         return (line for ranks in self.lines.values() for line in ranks.values() if line.prints)
@@ -147,6 +160,7 @@ class _Rank:
     states: dict[int, tuple[bytes, Place]] = field(default_factory=dict)
     epochs: dict[int, dict[str, Any]] = field(default_factory=dict)
     repeats: list[tuple[int, bool]] = field(default_factory=list)
+    exact: bool | None = None
 
     def take(self, step: int, place: Place, value: dict[str, Any]) -> None:
         """The next line."""
@@ -164,6 +178,8 @@ class _Rank:
 
     def _start(self, step: int, place: Place, value: dict[str, Any]) -> None:
         self.first = step if self.first is None else self.first
+        if isinstance(exact := value.get("exact"), bool):
+            self.exact = exact and self.exact is not False
         self.undone |= {later: self.lines.pop(later) for later in [key for key in self.lines if key > step]}
         tables: tuple[dict[int, Any], ...] = (self.states, self.epochs)
         for table in tables:
@@ -190,6 +206,8 @@ def _read_rank(found: Steps, rank: int, files: list[Path]) -> int:
         for step, entry in part.items():
             whole.setdefault(step, {})[rank] = entry
     found.repeats += [(step, rank, same) for step, same in own.repeats]
+    if own.exact is not None:
+        found.exact = own.exact and found.exact is not False
     return own.first or 0
 
 

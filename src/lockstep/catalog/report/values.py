@@ -109,15 +109,18 @@ def show_seconds(value: object) -> str:
 
 
 def show_bytes(value: object) -> str:
-    """A size in binary units."""
+    """A size in three digits and a decimal unit, as ``bucket_mb`` counts: 1 MB is 1,000,000 bytes."""
     found = number(value)
     if found is None:
         return DASH
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(found) < 1024 or unit == "GiB":
-            return f"{found:,.0f} {unit}" if unit == "B" or found >= 100 else f"{found:.3g} {unit}"
-        found /= 1024
-    return DASH
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if abs(found) >= 0.9995 * factor:
+            return (
+                f"{found / factor:,.3g} {unit}"
+                if abs(found) < 999.5 * factor
+                else f"{found / factor:,.0f} {unit}"
+            )
+    return f"{found:,.0f} bytes"
 
 
 def percent_of(value: float) -> str:
