@@ -113,7 +113,7 @@ def prepare(folder: Path, ranks: int, epochs: int) -> None:
     run.parameters.write_text(main_job.parameters(ranks, epochs))
     wanted = parameters.read(run.parameters)
     run.live.mkdir(mode=0o700)
-    prepare_data(run, wanted.data, wanted.seed)
+    prepare_data(run, wanted.data, wanted.seed, Path.cwd())
     write_json(run.plan, plan.make(run, wanted))
     Board.create(run.live / "board", ranks).close()
 

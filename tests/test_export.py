@@ -322,6 +322,25 @@ def test_mlflow_without_a_server_or_without_the_package_says_what_is_missing(run
     assert done.returncode == 2 and "--extra mlflow" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_address_that_the_mlflow_client_does_not_take_is_refused_in_one_line(run, catalog):
+    fake = (
+        "import types; mlflow, errors, requests = (types.ModuleType(name) for name in ('mlflow', 'm.e', 'requests'))\n"
+        "class Wrong(Exception): pass\n"
+        "def client(uri): raise Wrong('found a URI of a kind\\nthat it does not know')\n"
+        "mlflow.MlflowClient, errors.MlflowException, requests.RequestException = client, Wrong, OSError\n"
+        "sys.modules |= {'mlflow': mlflow, 'mlflow.exceptions': errors, 'requests': requests}"
+    )
+    for address in ("./mlruns", "sqlite:///mlflow.db"):
+        done = in_a_process(catalog, "--format", "mlflow", "--tracking-uri", address, before=fake)
+        assert done.returncode == 2, done.stderr
+        assert (
+            done.stderr.startswith(f"error: --tracking-uri: found {address}")
+            and "Traceback" not in done.stderr
+        )
+        assert "a URI of a kind)" in done.stderr and "uv pip install mlflow" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 def test_export_imports_neither_torch_nor_runnable_nor_mlflow_for_other_formats(run, catalog):
     for form in ("in-toto", "openlineage"):
         heavy = "{'torch', 'runnable', 'mlflow'} & set(sys.modules)"

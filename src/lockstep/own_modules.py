@@ -5,6 +5,9 @@ loaded for as long as a process lives; where a file has changed since, ``forget_
 """
 
 import functools
+import importlib.util
+import os
+import re
 import site
 import sys
 import sysconfig
@@ -13,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 
 from lockstep.files import sha256_of
+from lockstep.linux import start_ticks
 
 LOCKSTEP = str(Path(__file__).resolve().parent)
 _PACKAGES = ("site-packages", "dist-packages")
-_began = time.time()  # no earlier than this process
 _loaded: dict[str, str] = {}  # SHA-256 of a module's file when it was loaded, as far as that was seen
 
 
@@ -58,12 +61,33 @@ def forget_changed() -> list[str]:
     changed = {name for name, file in files.items() if _has_changed(name, file)}
     users = changed
     while users:
-        users = {name for name in files.keys() - changed if _uses(sys.modules[name], changed)}
+        imports = _imports_of(changed)
+        users = {
+            name
+            for name in files.keys() - changed
+            if name.rpartition(".")[0] in changed or imports.search(_text(files[name])) or _uses(sys.modules[name], changed)
+        }
         changed |= users
     for name in changed:
+        # Python would take the compiled file for good where an edit left the size and the second of the source.
+        Path(importlib.util.cache_from_source(str(files[name]))).unlink(missing_ok=True)
         sys.modules.pop(name, None)
         _loaded.pop(name, None)
+    importlib.invalidate_caches()
     return sorted(changed)
+
+
+def _imports_of(names: set[str]) -> re.Pattern[str]:
+    """Statements that import one of these modules: what is taken from one may be a number, which knows no module."""
+    last = "|".join(re.escape(name.rpartition(".")[2]) for name in names)
+    return re.compile(rf"^\s*(from|import)\b.*\b({last})\b", re.MULTILINE)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def digest_of(file: Path) -> str | None:
@@ -80,7 +104,13 @@ def _has_changed(name: str, file: Path) -> bool:
         return False  # it is gone: what was loaded is all there is
     if name in _loaded:
         return digest != _loaded[name]
-    return file.stat().st_mtime > _began  # imported by others, and perhaps before the change
+    return file.stat().st_mtime > _began()  # imported by others, and perhaps before the change
+
+
+def _began() -> float:
+    """When this process was started, in seconds since the epoch."""
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return boot + (start_ticks(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
 
 
 def _uses(module: ModuleType, names: set[str]) -> bool:

@@ -6,13 +6,22 @@ import sys
 import threading
 from collections.abc import Callable
 
+from lockstep import signals
 from lockstep.errors import Interrupted, LockstepError
 from lockstep.files import printable
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    """Run a command; 0 done, 1 failed, 2 bad input or usage, 130 interrupted.
+
+    What it does about signals ends with it: it may have been called from a program or notebook that goes on.
+    """
     _open_what_is_closed()
+    with signals.restored():
+        return _guarded(command)
+
+
+def _guarded(command: Callable[[], int]) -> int:
     if (
         signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         and threading.current_thread() is threading.main_thread()

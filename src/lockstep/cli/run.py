@@ -81,11 +81,9 @@ def run(arguments: argparse.Namespace, face: Face = LOCKSTEP) -> int:
     from lockstep.launchers.client import Server
 
     with Server() as server:
-        from lockstep import own_modules
         from lockstep.orchestration.display import Display
         from lockstep.orchestration.start import Request, read_sections, start
 
-        own_modules.forget_changed()  # of an earlier run in this process: a notebook, a loop over runs
         file = arguments.parameters
         if arguments.reproduces is not None and arguments.resume is not None:
             raise UsageError("--reproduces begins anew and --resume goes on: one of the two")

@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -12,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lockstep import signals
 from lockstep.catalog import events, facts, listing, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, read_object, sha256_of
 from lockstep.orchestration import plan
-from lockstep.orchestration.session import STOPPING, Session, active
+from lockstep.orchestration.session import Session, active
 
 INHERITED = ("RUNNABLE_PRM_", "RUNNABLE_PARAMETERS_FILE", "RUNNABLE_CONFIGURATION_FILE", "RUNNABLE_RETRY_")
 RUNNABLE_VARIABLES = (
@@ -50,8 +50,7 @@ def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict
         ending |= _ending(error)
         code = 1
         _explain(session, error)
-    for number in STOPPING:  # it has ended; what is left takes a moment and must be whole
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()  # it has ended; what is left takes a moment and must be whole
     recorder.join()
     _finish(session, ending)
     return code
@@ -102,14 +101,19 @@ def _finish(session: Session, ending: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _environment(run_folder: Path) -> Iterator[None]:
+def _environment(session: Session) -> Iterator[None]:
     """Work in the run's folder, with no inherited variable that would overrule the parameters."""
     before, saved = Path.cwd(), dict(os.environ)
-    for name in list(os.environ):
-        if name.startswith(INHERITED):
-            del os.environ[name]
+    inherited = sorted(name for name in os.environ if name.startswith(INHERITED))
+    for name in inherited:
+        del os.environ[name]
+    if inherited:
+        session.warn(
+            f"ignored: {', '.join(inherited)} in the environment. What steers a run is its parameters and the command "
+            "line alone, so that its record is all of its input; change a parameter by KEY=VALUE"
+        )
     path = list(sys.path)
-    os.chdir(run_folder)
+    os.chdir(session.run.path)
     try:
         yield
     finally:
@@ -137,7 +141,7 @@ def _execute(session: Session, tag: str | None) -> None:
     from lockstep.orchestration import services
 
     run = session.run
-    with _environment(run.path):
+    with _environment(session):
         services_by_name = {k: v for k, v in defaults.DEFAULT_SERVICES.items() if k != "job_executor"}
         ctx = context.PipelineContext.model_validate(
             {

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from lockstep import signals
 from lockstep.catalog import events
 from lockstep.catalog.run import Run
 from lockstep.errors import Interrupted
 from lockstep.launchers.client import Server
 from lockstep.orchestration.display import Display
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -46,12 +45,6 @@ class Session:
         self.display.warn(message)
 
 
-def heeded() -> list[signal.Signals]:
-    """The signals that stop a run: not a hang-up that it was started to ignore, as ``nohup`` does."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
-
-
 _current: ContextVar[Session | None] = ContextVar("lockstep_session", default=None)
 
 
@@ -78,11 +71,9 @@ def active(session: Session) -> Iterator[Session]:
             return
         raise Interrupted(name)
 
-    before = {number: signal.signal(number, on_signal) for number in heeded()}
     token = _current.set(session)
     try:
-        yield session
+        with signals.handled(signals.heeded(), on_signal):
+            yield session
     finally:
         _current.reset(token)
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,13 +1,14 @@
 """From a command line to a run: a new one, another attempt at one, or a child of one."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lockstep import __version__, parameters
+from lockstep import __version__, own_modules, parameters
 from lockstep.catalog import events, seal, status
 from lockstep.catalog.run import Run, check_run_id, claim, find
 from lockstep.errors import UsageError
@@ -50,8 +51,21 @@ class Request:
     epilogue: Callable[[Run], Iterable[str]] | None = None  # lines below the closing table
 
 
+_this_process = threading.Lock()  # a run changes the current folder, which a process has one of
+
+
 def start(request: Request, server: Server, display: Display, began: float) -> int:
     """Make or continue a run; returns the exit status. Bad input is refused before anything is written."""
+    if not _this_process.acquire(blocking=False):
+        raise UsageError("another thread of this process is making a run: one at a time, or one a process")
+    try:
+        own_modules.forget_changed()  # of an earlier run in this process: a notebook, a loop over runs
+        return _start(request, server, display, began)
+    finally:
+        _this_process.release()
+
+
+def _start(request: Request, server: Server, display: Display, began: float) -> int:
     if request.run_id is not None:
         check_run_id(request.run_id)
     if request.tag is not None and not (request.tag.isprintable() and 0 < len(request.tag) <= LONGEST_TAG):

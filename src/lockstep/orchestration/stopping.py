@@ -9,9 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lockstep import linux
+from lockstep import linux, signals
 from lockstep.errors import Interrupted
-from lockstep.orchestration.session import heeded
 
 
 class Stop:
@@ -56,9 +55,5 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """Signals end the repetition in order, and whatever was made for it is tidied up."""
     stop = Stop()
-    before = {number: signal.signal(number, stop.on_signal) for number in heeded()}
-    try:
+    with signals.handled(signals.heeded(), stop.on_signal):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lockstep import linux
+from lockstep import linux, signals
 from lockstep.catalog import git
 from lockstep.catalog.compare import code
 from lockstep.errors import UsageError
@@ -89,13 +89,8 @@ def _scratch() -> Iterator[Path]:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Let no signal cut the tidying up short."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
+    with signals.handled(signals.STOPPING, signal.SIG_IGN):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _remove(repository: git.Git, root: Path) -> None:

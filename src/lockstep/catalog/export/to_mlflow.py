@@ -53,8 +53,11 @@ def export(
         with contextlib.redirect_stdout(io.StringIO()):  # the client prints links to what it makes
             return _send(client, material, experiment, uploads)
     except errors as error:
-        words = printable(str(error).strip().partition("\n")[0])[:500]
-        raise LockstepError(f"MLflow at {_server(tracking_uri)}: {words or type(error).__name__}") from None
+        raise LockstepError(f"MLflow at {_server(tracking_uri)}: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    return printable(str(error).strip().partition("\n")[0])[:500] or type(error).__name__
 
 
 def _server(tracking_uri: str | None) -> str:
@@ -79,7 +82,20 @@ def _client(tracking_uri: str | None) -> tuple[Any, tuple[type[Exception], ...]]
         raise MissingPackage("mlflow-skinny", "mlflow", "--format mlflow", "lockstep export ...") from None
     import requests  # the client's own
 
-    return MlflowClient(_server(tracking_uri)), (MlflowException, requests.RequestException)
+    try:
+        client = MlflowClient(_server(tracking_uri))
+    except (
+        MlflowException,
+        ImportError,
+        ValueError,
+        OSError,
+    ) as error:  # of the kind of place, none was asked yet
+        raise UsageError(
+            f"--tracking-uri: found {_server(tracking_uri)}, which this MLflow client does not take ({_words(error)}); "
+            "allowed: the address of a server, such as http://127.0.0.1:5000. A database such as "
+            "sqlite:///mlflow.db needs the whole package beside the client: uv pip install mlflow"
+        ) from None
+    return client, (MlflowException, requests.RequestException)
 
 
 def _send(client: Any, material: Material, experiment: str, uploads: Sequence[File]) -> dict[str, Any]:
