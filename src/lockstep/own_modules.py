@@ -65,7 +65,9 @@ def forget_changed() -> list[str]:
         users = {
             name
             for name in files.keys() - changed
-            if name.rpartition(".")[0] in changed or imports.search(_text(files[name])) or _uses(sys.modules[name], changed)
+            if name.rpartition(".")[0] in changed
+            or imports.search(_text(files[name]))
+            or _uses(sys.modules[name], changed)
         }
         changed |= users
     for name in changed:
