@@ -83,9 +83,12 @@ def build(catalog: Path, runs: int) -> int:
     """Make the runs; returns the bytes of one."""
     template = sample_run.build(catalog)
     metrics = "".join(json.dumps(STEP | {"step": step}) + "\n" for step in range(1, 60))
-    results = json.loads(template.results.read_text())
+    results = json.loads(template.results.read_text(encoding="utf-8"))
     history = sample_run.events(template.run_id, 2)
-    texts = {name: (template.path / name).read_text() for name in ("provenance.json", "distributed.json")}
+    texts = {
+        name: (template.path / name).read_text(encoding="utf-8")
+        for name in ("provenance.json", "distributed.json")
+    }
     size = 0
     for number in range(runs):
         made = BEGAN + timedelta(minutes=30 * number)
@@ -104,7 +107,7 @@ def build(catalog: Path, runs: int) -> int:
             **texts,
         }
         for name, text in files.items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
         size = sum(map(len, files.values()))
         if number % 20:  # as a run does when it ends; one in twenty was killed
             listing.note(Run(folder))

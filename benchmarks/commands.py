@@ -47,6 +47,7 @@ def run(arguments: list[str]) -> Finished:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        encoding="utf-8",
     )
     seconds = time.monotonic() - clock
     with contextlib.suppress(ChildProcessError):
@@ -68,6 +69,6 @@ def _own_seconds() -> float:
 def _busy_seconds() -> float:
     """Processor time that all processes of the machine have used since it started."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(
-        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        int, Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
     )
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

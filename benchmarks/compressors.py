@@ -47,7 +47,7 @@ def measured(catalog: Path, name: str, words: tuple[str, ...], options: argparse
          f"seed={options.seed}"]
     )  # fmt: skip
     record = catalog / "measured"
-    results = json.loads((record / "distributed_training_results.json").read_text())
+    results = json.loads((record / "distributed_training_results.json").read_text(encoding="utf-8"))
     record.rename(catalog / f"{len(list(catalog.iterdir()))}-{KINDS[name][:4].strip('{')}")
     final = results["evaluation"]["final"]
     return {
@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--from-json", type=Path, help="draw what --json printed, and measure nothing")
     options = parser.parse_args()
     if options.from_json:
-        found = json.loads(options.from_json.read_text())
+        found = json.loads(options.from_json.read_text(encoding="utf-8"))
     else:
         commands.adopt_orphans()
         found = measure(options)
     options.plot.parent.mkdir(parents=True, exist_ok=True)
-    options.plot.write_text(draw(found))
+    options.plot.write_text(draw(found), encoding="utf-8")
     if options.json:
         print(json.dumps(found, indent=1))
         return

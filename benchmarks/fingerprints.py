@@ -24,7 +24,7 @@ def measured(catalog: Path, file: Path, name: str, every: int) -> dict[str, Any]
     commands.run(["pipeline.py", *words, f"training.digest_every={every}"])
     steps, prints, count = 0.0, 0.0, 0
     for path in (catalog / name / "metrics").glob("rank-*.jsonl"):
-        for text in path.read_text().splitlines():
+        for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             if line["kind"] == "step":
                 steps += line["step_seconds"]
@@ -43,7 +43,7 @@ def main() -> None:
     shares, ratios, each = [], [], []
     with tempfile.TemporaryDirectory(prefix="lockstep-benchmark-") as folder:
         file = Path(folder) / "parameters.yaml"
-        file.write_text(main_job.parameters(options.world_size, options.epochs))
+        file.write_text(main_job.parameters(options.world_size, options.epochs), encoding="utf-8")
         for number in range(options.rounds):
             order = [options.every, NEVER] if number % 2 else [NEVER, options.every]
             found = {

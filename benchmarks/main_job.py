@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rounds of all commands; each round begins with another one, so that none always runs after the same."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "parameters.yaml"
-        file.write_text(parameters(options.world_size, options.epochs))
+        file.write_text(parameters(options.world_size, options.epochs), encoding="utf-8")
         kinds: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("bare", lambda: bare(options)),
             ("ours", lambda: ours(["--parameters", str(file)])),

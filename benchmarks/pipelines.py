@@ -75,8 +75,13 @@ def measured(schedule: str, stages: int, options: argparse.Namespace) -> dict[st
             check=True, cwd=ROOT, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         run = Path(folder) / "r"
-        training = json.loads((run / "distributed_training_results.json").read_text())["training"]
-        lines = [json.loads(line) for line in (run / "metrics" / "rank-0.jsonl").read_text().splitlines()]
+        training = json.loads((run / "distributed_training_results.json").read_text(encoding="utf-8"))[
+            "training"
+        ]
+        lines = [
+            json.loads(line)
+            for line in (run / "metrics" / "rank-0.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     times = sorted(line["step_seconds"] for line in lines if line["kind"] == "step")
     start = next(line for line in lines if line["kind"] == "start")
     return {

@@ -110,7 +110,7 @@ def prepare(folder: Path, ranks: int, epochs: int) -> None:
     from lockstep.orchestration.prepare import prepare as prepare_data
 
     run = claim(folder, "profiled")
-    run.parameters.write_text(main_job.parameters(ranks, epochs))
+    run.parameters.write_text(main_job.parameters(ranks, epochs), encoding="utf-8")
     wanted = parameters.read(run.parameters)
     run.live.mkdir(mode=0o700)
     prepare_data(run, wanted.data, wanted.seed, Path.cwd())
@@ -143,7 +143,9 @@ def watched_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(plan["threads_per_rank"])
     with Board(run.live / "board", rank) as board:
         engine_rank.work(run, read(run.parameters), plan, rank, 1, board)
-    (run.logs / f"watches-{rank}.json").write_text(json.dumps({"steps": plan["steps"], **watches.spent}))
+    (run.logs / f"watches-{rank}.json").write_text(
+        json.dumps({"steps": plan["steps"], **watches.spent}), encoding="utf-8"
+    )
 
 
 def measured(ranks: int, epochs: int) -> str:
@@ -156,7 +158,7 @@ def measured(ranks: int, epochs: int) -> str:
         run = Path(folder) / "profiled"
         torch.multiprocessing.spawn(watched_rank, args=(str(run),), nprocs=ranks)  # type: ignore[attr-defined, no-untyped-call]
         found = {
-            rank: json.loads((run / "logs" / f"watches-{rank}.json").read_text())
+            rank: json.loads((run / "logs" / f"watches-{rank}.json").read_text(encoding="utf-8"))
             for rank in dict.fromkeys((0, ranks - 1))
         }
     head = [cell for rank in found for cell in (f"rank {rank} wall", "processor")]

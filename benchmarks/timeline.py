@@ -27,7 +27,7 @@ PHASES = (
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def stamp(event: dict[str, Any]) -> float:
@@ -39,7 +39,7 @@ class Record:
 
     def __init__(self, folder: Path, command: Finished) -> None:
         self.command = command
-        self.results = json.loads((folder / "distributed_training_results.json").read_text())
+        self.results = json.loads((folder / "distributed_training_results.json").read_text(encoding="utf-8"))
         self.events = read_lines(folder / "events.jsonl")
         files = sorted((folder / "metrics").glob("rank-*.jsonl"))
         self.metrics = [read_lines(file) for file in files]

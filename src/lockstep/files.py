@@ -62,7 +62,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Replace a file in one step: a reader, or a crash, sees the old content or the new, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
         with temporary_beside(path) as temporary:
             with temporary.open("wb") as file:
@@ -202,6 +202,20 @@ def contained(path: Path, folder: Path) -> Path:
     return resolved
 
 
+def readable(text: str) -> str:
+    """Text of the system's (a path, an argument) without bytes that the locale's encoding could not read.
+
+    Python holds those as lone surrogates, which nothing can write. Here they are the UTF-8 that they are, or escapes.
+    """
+    if text.isascii():
+        return text
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate of another kind, from a record
+        raw = text.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
     """Recorded text made safe for a terminal: control characters become visible escapes.
 
@@ -209,6 +223,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
+    text = readable(text)
     return "".join(
         character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}"
         for character in text

@@ -39,7 +39,7 @@ def die_with_parent(parent_pid: int) -> None:
 def boot_id() -> str:
     """Differs after every boot, so that a pid of an earlier boot is never mistaken for a live one."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -49,12 +49,22 @@ def start_ticks(pid: int) -> int | None:
 
     One that has ended and was not waited for yet (a zombie) is none.
     """
+    fields = _fields_of(pid)
+    return int(fields[19]) if fields and fields[0] not in ("Z", "X") else None
+
+
+def process_state(pid: int) -> str:
+    """The kernel's letter for what a process does: R runs, S sleeps, T is stopped, Z has ended; X where it is gone."""
+    fields = _fields_of(pid)
+    return fields[0] if fields else "X"
+
+
+def _fields_of(pid: int) -> list[str]:
+    """What /proc/PID/stat says after the command, which stands in brackets and may itself hold any bytes."""
     try:
-        # The second field is the command in brackets, and may itself hold spaces and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in ("Z", "X") else int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
+    except OSError:
+        return []
 
 
 def try_lock(descriptor: int) -> bool:

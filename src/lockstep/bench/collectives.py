@@ -112,7 +112,10 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         server.prepare("forkserver", Path.cwd())
         server.start("lockstep.bench.ranks:main", [str(folder), order], order["ranks"])
         _until_all_ended(server, folder)
-        seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(order["ranks"])]
+        seen = [
+            json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8"))
+            for rank in range(order["ranks"])
+        ]
     links = {name: median_link([rank["links"][name] for rank in seen]) for name in seen[0]["links"]}
     gamma = median(rank["gamma"] for rank in seen)
     return {
@@ -147,7 +150,7 @@ def _until_all_ended(server: Server, folder: Path) -> None:
 def _failure(folder: Path, rank: int, code: int) -> LockstepError:
     time.sleep(0.2)  # the one where it began may still be writing
     for word in sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime):
-        return RunFailed(word.read_text(), rank=rank)
+        return RunFailed(word.read_text(encoding="utf-8"), rank=rank)
     return RunFailed(f"rank {rank} of the benchmark ended with {code}", "signal", rank)
 
 

@@ -18,7 +18,7 @@ from lockstep import linux
 from lockstep.catalog import distributions, git, ignored, uncommitted
 from lockstep.catalog.events import utc_now
 from lockstep.catalog.run import Run, project_root
-from lockstep.files import printable, write_atomically, write_json
+from lockstep.files import printable, readable, write_atomically, write_json
 
 PACKAGES = ("lockstep", "torch", "numpy", "runnable", "pydantic", "safetensors", "scikit-learn", "pillow")
 _ENVIRONMENT = re.compile(
@@ -48,8 +48,8 @@ def write(
         "run_id": run.run_id,
         "attempt": attempt,
         "time": utc_now(),
-        "argv": [_text(argument) for argument in argv],
-        "cwd": _text(str(folder)),
+        "argv": [readable(argument) for argument in argv],
+        "cwd": readable(str(folder)),
         "parent": parent,
         "git": _git(run, folder, with_patch, attempt),
         "uv_lock": _uv_lock(run, folder, attempt),
@@ -94,22 +94,17 @@ def _name(path: Path, attempt: int) -> Path:
     return path if attempt == 1 else path.with_name(f"{path.stem}.attempt-{attempt}{path.suffix}")
 
 
-def _text(value: str) -> str:
-    """Any string, also one that holds bytes which are not UTF-8, as text that JSON can carry."""
-    return value.encode("utf-8", "backslashreplace").decode()
-
-
 def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, Any]:
     """The state of the code. ``absent`` says why there is none, ``patch_absent`` why there is no patch."""
     try:
         repository = git.open_repository(folder)
     except git.GitError as error:
-        return {"absent": _text(str(error))}
+        return {"absent": readable(str(error))}
     commit = repository.line("rev-parse", "--verify", "--quiet", "HEAD")
     record: dict[str, Any] = {
         "commit": commit,
         "branch": repository.line("symbolic-ref", "--quiet", "--short", "HEAD"),
-        "remote": _text(git.remote_url(repository) or "") or None,
+        "remote": readable(git.remote_url(repository) or "") or None,
         "folder": repository_folder(repository, folder),
         "dirty": None,
         "patch": None,
@@ -121,7 +116,7 @@ def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, An
         with tempfile.TemporaryDirectory(prefix="lockstep-git-", dir=where) as scratch:
             changes = uncommitted.collect(repository, commit, Path(scratch), run.catalog)
     except git.GitError as error:
-        return {**record, "patch_absent": _text(str(error))}
+        return {**record, "patch_absent": readable(str(error))}
     record |= {
         "dirty": changes.dirty,
         "tree": changes.tree,
@@ -133,7 +128,7 @@ def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, An
         "left_out_sha256": changes.left_out_sha256,
     }
     if changes.untracked_absent is not None:
-        record["untracked_absent"] = _text(changes.untracked_absent)
+        record["untracked_absent"] = readable(changes.untracked_absent)
     if changes.patch:
         file = _name(run.patch, attempt)
         write_atomically(file, changes.patch)
@@ -145,7 +140,7 @@ def _git(run: Run, folder: Path, with_patch: bool, attempt: int) -> dict[str, An
 def repository_folder(repository: git.Git, folder: Path) -> str | None:
     """Where in the repository the command was started: "." at its top; None where it cannot be told."""
     try:
-        return _text(str(folder.resolve().relative_to(repository.folder.resolve())))
+        return readable(str(folder.resolve().relative_to(repository.folder.resolve())))
     except ValueError:
         return None
 
@@ -223,7 +218,7 @@ def _read(path: Path, limit: int = 1 << 16) -> str:
 def _environment() -> dict[str, str]:
     """What steers a run, by an allow-list; a name that sounds like a secret is left out even then."""
     return {
-        name: _text(value[:_LONGEST_VALUE])
+        name: readable(value[:_LONGEST_VALUE])
         for name, value in sorted(os.environ.items())
         if _ENVIRONMENT.fullmatch(name) and not _SECRET.search(name)
     }

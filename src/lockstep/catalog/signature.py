@@ -105,7 +105,7 @@ def require_keygen() -> None:
 
 def _intact(text: str, signature: str) -> tuple[str | None, str | None]:
     """The fingerprint of the key that made it; or why it is no signature of the text."""
-    with tempfile.NamedTemporaryFile("w", prefix="lockstep-sign-") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="lockstep-sign-", encoding="utf-8") as file:
         file.write(signature)
         file.flush()
         arguments = ["-Y", "check-novalidate", "-n", NAMESPACE, "-s", file.name]
@@ -118,7 +118,7 @@ def _intact(text: str, signature: str) -> tuple[str | None, str | None]:
 
 def _who(text: str, signature: str, signers: Path, time: str) -> str | None:
     """The name under which an allowed_signers file lists the key, for this use and that time; None for none."""
-    with tempfile.NamedTemporaryFile("w", prefix="lockstep-sign-") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="lockstep-sign-", encoding="utf-8") as file:
         file.write(signature)
         file.flush()
         digits = re.sub(r"\D", "", time)[:14]
@@ -147,6 +147,7 @@ def _keygen(
             check=False,
             start_new_session=not in_terminal,  # where a passphrase is asked for, it is at this terminal
             env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
+            encoding="utf-8",
         )
     except FileNotFoundError:
         raise UsageError("signatures need ssh-keygen, which is not installed (package openssh)") from None

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from lockstep import __version__
-from lockstep.cli.guard import guarded
+from lockstep.cli.guard import guarded, open_streams
 from lockstep.errors import Interrupted
 
 COMMANDS = {
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
+    open_streams()
     words = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a module here, once imported
     if words[:1] == [
         "run"

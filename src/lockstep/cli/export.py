@@ -123,7 +123,14 @@ def _weights(found: Run, arguments: argparse.Namespace) -> int:
 def _as_pt(source: Path, target: Path) -> None:
     """By a process that may import torch: this one may not."""
     command = [sys.executable, "-P", "-m", "lockstep.engine.plain_pt", str(source), str(target)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise LockstepError(f"the .pt could not be written: {last[0]}")

@@ -9,6 +9,7 @@ from lockstep.catalog.report.values import counted, moment, show_bytes, show_mom
 from lockstep.catalog.text import Table, cell
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
+from lockstep.files import readable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--keep-last", metavar="N", type=int, help="keep the newest N of those that are meant"
     )
     parser.add_argument("--status", metavar="WORDS", help=f"only these, by commas: {', '.join(COLLECTABLE)}")
-    parser.add_argument("--tag", help="only runs of this tag")
+    parser.add_argument("--tag", type=readable, help="only runs of this tag")
     parser.add_argument(
         "--apply", action="store_true", help="remove them; without it, only what would go is said"
     )

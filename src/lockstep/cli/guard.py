@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 
 from lockstep import signals
-from lockstep.errors import Interrupted, LockstepError
+from lockstep.console import forgive
+from lockstep.errors import Interrupted, LockstepError, UsageError
 from lockstep.files import printable
 
 
@@ -16,7 +17,7 @@ def guarded(command: Callable[[], int]) -> int:
 
     What it does about signals ends with it: it may have been called from a program or notebook that goes on.
     """
-    _open_what_is_closed()
+    open_streams()
     with signals.restored():
         return _guarded(command)
 
@@ -34,6 +35,14 @@ def _guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
         return 0
+    except UnicodeEncodeError as error:
+        if error.encoding != sys.getfilesystemencoding():
+            raise
+        return _said(
+            f"{error.object!r} cannot be the name of a file where names are {error.encoding}, as this locale has them: "
+            "start with LC_ALL=C.UTF-8, or with PYTHONUTF8=1",
+            UsageError.exit_status,
+        )
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _said(f"{name}{error.strerror or error}", 1)
@@ -41,8 +50,8 @@ def _guarded(command: Callable[[], int]) -> int:
         return Interrupted.exit_status
 
 
-def _open_what_is_closed() -> None:
-    """Nowhere in place of standard streams that the command was started without (`>&-`).
+def open_streams() -> None:
+    """Standard streams that take any text, and nowhere in place of those that the command was started without (`>&-`).
 
     Otherwise the next file to be opened would get their number, and what others print would land in it.
     """
@@ -51,8 +60,9 @@ def _open_what_is_closed() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False, encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False, encoding="utf-8")
+    forgive(sys.stdout, sys.stderr)
 
 
 def _end(number: int, _: object) -> None:

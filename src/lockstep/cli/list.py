@@ -8,6 +8,7 @@ from lockstep.catalog.list_text import table
 from lockstep.catalog.query import COLUMNS, STATUSES, Query, ask
 from lockstep.catalog.run import CATALOG, project_root
 from lockstep.cli import output
+from lockstep.files import readable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +16,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--where",
         metavar="CONDITION",
+        type=readable,
         action="append",
         default=[],
         help="only runs that fit: accuracy>0.95, strategy=ddp, tag~base, training.learning_rate<=1e-3; "
         "again for more conditions, all of which have to hold. Signs: = != < <= > >= ~ (contains) !~",
     )
-    parser.add_argument("--tag", metavar="TAG", action="append", default=[], help="only runs with this tag")
+    parser.add_argument(
+        "--tag", metavar="TAG", type=readable, action="append", default=[], help="only runs with this tag"
+    )
     parser.add_argument(
         "--status",
         metavar="STATUS",

@@ -15,9 +15,8 @@ STYLES = {"succeeded": GREEN, "failed": RED, "killed": RED, "interrupted": YELLO
 
 
 def write_line(text: str = "") -> None:
-    """One line, at once; what the terminal's encoding lacks is escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    """One line, at once."""
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from lockstep.catalog.run import CATALOG, project_root
 from lockstep.cli.guard import guarded
 from lockstep.errors import UsageError
+from lockstep.files import readable
 from lockstep.readiness import require_training
 
 KINDS = ("parameters", "data", "code", "packages")
@@ -50,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="parameters or data: go on with what RUN's folder holds, whatever is outside it",
     )
     parser.add_argument("--run-id", metavar="ID", help="the name of a new run's folder, where one is made")
-    parser.add_argument("--tag", help="a word of yours for a new run, where one is made")
+    parser.add_argument("--tag", type=readable, help="a word of yours for a new run, where one is made")
     parser.add_argument(
         "--catalog", metavar="FOLDER", type=Path, help=f"default: {CATALOG} in the project's root"
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lockstep.catalog.run import CATALOG, Run, project_root
-from lockstep.cli.guard import guarded
+from lockstep.cli.guard import guarded, open_streams
 from lockstep.errors import UsageError
+from lockstep.files import readable
 from lockstep.readiness import require_training
 
 if TYPE_CHECKING:  # pydantic comes with it, and nothing is imported before the fork server has started
@@ -42,6 +43,7 @@ def program(
 ) -> int:
     """A whole command with a face of its own; returns the exit status, as `lockstep.cli.main` does."""
     began = time.monotonic()
+    open_streams()
     parser = argparse.ArgumentParser(prog=name, description=description)
     configure(parser, face)
     arguments = parser.parse_intermixed_args(words)  # options and KEY=VALUE in any order
@@ -54,7 +56,7 @@ def configure(parser: argparse.ArgumentParser, face: Face = LOCKSTEP) -> None:
     default = os.path.relpath(face.default_file) if face.default_file else f"{DEFAULT_FILE} where it exists"
     parser.add_argument("--parameters", metavar="FILE", type=Path, help=f"default: {default}")
     parser.add_argument("--run-id", metavar="ID", help="the name of the run's folder; default: by time")
-    parser.add_argument("--tag", help="a word of yours, shown by lockstep list")
+    parser.add_argument("--tag", type=readable, help="a word of yours, shown by lockstep list")
     parser.add_argument(
         "--resume", metavar="RUN", help="continue a run, or start a new one from its checkpoint"
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,5 +37,5 @@ def digest_of_files(paths: Iterable[Path]) -> str:
     """One digest of several files' contents, in this order."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name}\0{sha256_of(path)}\n".encode())
+        digest.update(os.fsencode(path.name) + f"\0{sha256_of(path)}\n".encode())
     return digest.hexdigest()

@@ -77,11 +77,11 @@ def require(*, folder: str, **_: Any) -> None:
 def state(*, folder: str, **_: Any) -> str:
     """A digest of every file's path, size and time of change: reading them all again would take hours."""
     place = Path(folder).expanduser().absolute()
-    digest = hashlib.sha256(str(place).encode())
+    digest = hashlib.sha256(os.fsencode(place))
     for files in listed(place).values():
         for file in files:
             found = (place / file).stat()
-            digest.update(f"{file.as_posix()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(file) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -104,16 +104,21 @@ def listed(place: Path) -> dict[str, list[Path]]:
     return {split: files for split, files in found.items() if files}
 
 
+def _name(entry: os.DirEntry[str]) -> bytes:
+    """The bytes of a name, whatever the locale reads them as: the order of UTF-8 is that of its characters."""
+    return os.fsencode(entry.name)
+
+
 def _images(folder: Path, place: Path) -> list[Path]:
     """Images one level below, in the folders of their classes, relative to ``place``."""
     files: list[Path] = []
     if not folder.is_dir():
         return files
-    for kind in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    for kind in sorted(os.scandir(folder), key=_name):
         if kind.is_dir() and not kind.name.startswith("."):
             files += [
                 Path(entry.path).relative_to(place)
-                for entry in sorted(os.scandir(kind.path), key=lambda entry: entry.name)
+                for entry in sorted(os.scandir(kind.path), key=_name)
                 if entry.name.lower().endswith(ENDINGS) and entry.is_file() and not entry.name.startswith(".")
             ]
     return files

@@ -69,7 +69,9 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
             save_file(storable(tensors), file)
             file.chmod(0o644)
         text = strict_json.encode({"format": FORMAT, **meta}, indent=2)
-        (temporary / "state.json").write_text(text + "\n")  # made durable with the others, by the manifest
+        (temporary / "state.json").write_text(
+            text + "\n", encoding="utf-8"
+        )  # made durable with the others, by the manifest
         temporary.chmod(0o755)
         write_manifest(temporary)
         temporary.rename(target)

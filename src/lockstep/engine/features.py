@@ -6,6 +6,7 @@ rows of one batch are ever converted.
 
 import itertools
 import math
+import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class Pictures:
 
     def _path(self, row: int) -> str:
         start = int(self.ends[row - 1]) if row else 0
-        return self.paths[start : self.ends[row]].tobytes().decode()
+        return os.fsdecode(self.paths[start : self.ends[row]].tobytes())
 
 
 Features = Table | Pictures

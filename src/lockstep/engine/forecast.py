@@ -52,7 +52,7 @@ def main(index: int, folder: str, order: dict[str, Any], parent_pid: int) -> Non
         seen = forecast(Run(Path(order["run"])))
     except BaseException as error:
         seen = {"absent": f"{type(error).__name__}: {error}"[:1000]}
-    (Path(folder) / f"rank-{index}.json").write_text(json.dumps(seen))
+    (Path(folder) / f"rank-{index}.json").write_text(json.dumps(seen), encoding="utf-8")
     os._exit(0)
 
 
@@ -175,7 +175,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def private_bytes() -> int:
     """What this process holds by itself, and does not share with the server that it was forked from."""
     total = 0
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+    for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines():
         if line.startswith(("Private_Clean:", "Private_Dirty:")):
             total += int(line.split()[1]) * 1024
     return total

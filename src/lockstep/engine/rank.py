@@ -73,8 +73,8 @@ def launched(run: Run, index: int, log: Path, parent_pid: int) -> Iterator[None]
     for stream in (1, 2):
         os.dup2(descriptor, stream)  # the descriptors, so that native code's output is caught as well
     os.close(descriptor)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
     lazy_dynamo.install()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks where a hanging rank stands

@@ -139,7 +139,7 @@ def _exchanged(own: dict[str, str], ranks: Ranks) -> dict[str, str]:
 def _commit(temporary: Path, target: Path, meta: dict[str, Any], digests: dict[str, str]) -> None:
     """What one process does for all: the manifest last, then the name."""
     text = strict_json.encode({"format": FORMAT, **meta}, indent=2)
-    (temporary / "state.json").write_text(text + "\n")  # made durable by the manifest
+    (temporary / "state.json").write_text(text + "\n", encoding="utf-8")  # made durable by the manifest
     files = entries(temporary, digests, {MANIFEST})
     if missing := digests.keys() - files.keys():
         raise CorruptRecord(

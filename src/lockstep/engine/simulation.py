@@ -37,9 +37,11 @@ def main(index: int, folder: str, order: dict[str, Any], parent_pid: int) -> Non
     try:
         seen = work(index, place, order)
     except BaseException as error:
-        (place / f"error-{index}").write_text(f"{type(error).__name__}: {error}")
+        (place / f"error-{index}").write_text(
+            f"{type(error).__name__}: {error}", encoding="utf-8", errors="backslashreplace"
+        )
         os._exit(1)  # at once: peers may be waiting
-    (place / f"rank-{index}.json").write_text(json.dumps(seen))
+    (place / f"rank-{index}.json").write_text(json.dumps(seen), encoding="utf-8")
     os._exit(0)
 
 

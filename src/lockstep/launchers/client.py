@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.errors import RunFailed
-from lockstep.linux import start_ticks
+from lockstep.linux import process_state, start_ticks
 
 RANK_MODULES = (
     "lockstep.engine.rank",
@@ -48,6 +48,8 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
+            env=os.environ
+            | {"PYTHONIOENCODING": "utf-8:backslashreplace"},  # its output, and its ranks', is a log
         )
         theirs.close()
         self._selector = selectors.DefaultSelector()
@@ -158,10 +160,7 @@ def _modules_of(strategy: str | None) -> list[str]:
 
 def _is_zombie(pid: int) -> bool:
     """Dead, and waiting for an init that may never come (a container without one)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+    return process_state(pid) in ("Z", "X")
 
 
 @contextlib.contextmanager

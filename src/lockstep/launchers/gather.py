@@ -33,7 +33,9 @@ def gather(
         except BaseException:
             server.kill_group()
             raise
-        return [json.loads((folder / f"rank-{index}.json").read_text()) for index in range(count)]
+        return [
+            json.loads((folder / f"rank-{index}.json").read_text(encoding="utf-8")) for index in range(count)
+        ]
 
 
 def _wait(server: Server, folder: Path, limit_seconds: float) -> None:
@@ -51,6 +53,6 @@ def _wait(server: Server, folder: Path, limit_seconds: float) -> None:
 def _failure(folder: Path, index: int, code: int) -> RunFailed:
     time.sleep(_SECOND_WORD)
     for word in sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime):
-        return RunFailed(word.read_text(), rank=index)
+        return RunFailed(word.read_text(encoding="utf-8"), rank=index)
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
     return RunFailed(f"process {index} {how}", "signal" if code < 0 else "exception", index)

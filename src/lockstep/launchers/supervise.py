@@ -15,6 +15,7 @@ from lockstep.catalog.run import Run
 from lockstep.errors import RunFailed
 from lockstep.files import printable, read_json
 from lockstep.launchers.client import Server
+from lockstep.linux import process_state
 from lockstep.running_time import RunningTime
 
 POLL_SECONDS = 0.1
@@ -232,7 +233,7 @@ def raise_hang(watched: Watched, board: Board, phases: dict[int, str], limit: fl
     ranks = [rank for rank in phases if _server(watched, rank) is None] or list(phases)
     behind = [rank for rank in ranks if progress[rank] == min(progress[other] for other in ranks)]
     culprit = next((rank for rank in behind if phases[rank] != "compute"), behind[0])
-    stopped = [rank for rank in phases if _state(watched.pids[rank]) in ("T", "t")]
+    stopped = [rank for rank in phases if process_state(watched.pids[rank]) in ("T", "t")]
     if stopped:
         culprit = stopped[0]
     steps = ", ".join(
@@ -250,17 +251,10 @@ def raise_hang(watched: Watched, board: Board, phases: dict[int, str], limit: fl
     )
 
 
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
-
-
 def _out_of_memory_kills() -> int:
     """How often the kernel has ended a process of this control group for memory."""
     try:
-        lines = Path("/sys/fs/cgroup/memory.events").read_text().split("\n")
+        lines = Path("/sys/fs/cgroup/memory.events").read_text(encoding="utf-8").split("\n")
         return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
     except (OSError, ValueError, IndexError):
         return 0

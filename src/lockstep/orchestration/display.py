@@ -18,6 +18,7 @@ from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.catalog.table_layout import GAP, fit, wrapped
 from lockstep.catalog.text import Table, plain
+from lockstep.console import forgive
 from lockstep.files import printable
 from lockstep.orchestration import closing_tables
 from lockstep.orchestration.meter import Meter, duration
@@ -29,25 +30,17 @@ NO_BREAK = "\u00a0"
 PLAIN_SECONDS = 2.0  # between two lines of progress where there is no terminal
 
 
-ASCII = {ord("✓"): "+", ord("✗"): "x", ord("■"): "-"}  # for terminals that know no other signs
-
-
 class _Forgiving:
     """A stream whose reader may leave (`pipeline.py | head`): training goes on, and the rest is not shown."""
 
     def __init__(self, stream: TextIO) -> None:
+        forgive(stream)
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Write, or drop it where nobody reads any more."""
-        try:
+        with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
-        except UnicodeEncodeError:
-            encoding = self._stream.encoding or "ascii"
-            plain = text.translate(ASCII).encode(encoding, "backslashreplace").decode(encoding)
-            self._stream.write(plain)
-        except (OSError, ValueError):
-            pass
         return len(text)
 
     def flush(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from lockstep import signals
 from lockstep.catalog import events, facts, listing, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
-from lockstep.files import read_json, read_object, sha256_of
+from lockstep.files import read_json, read_object, readable, sha256_of
 from lockstep.orchestration import plan
 from lockstep.orchestration.session import Session, active
 
@@ -124,11 +124,23 @@ def _environment(session: Session) -> Iterator[None]:
         os.environ.update({name: value for name, value in saved.items() if name.startswith(INHERITED)})
 
 
+@contextlib.contextmanager
+def _plain_path() -> Iterator[None]:
+    """While Runnable looks for its services: it takes each folder of sys.path, and the current one, for UTF-8."""
+    path = list(sys.path)
+    sys.path[:] = [entry for entry in path if readable(entry) == entry]
+    try:
+        with contextlib.chdir("/"):
+            yield
+    finally:
+        sys.path[:] = path
+
+
 def _quiet_runnable() -> None:
     """Import runnable without its banner, and send its console to nowhere (`.quiet` would drop tracebacks)."""
     with contextlib.redirect_stdout(io.StringIO()):
         import runnable
-    nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - for the life of the process
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
     runnable.console.file = runnable.task_console.file = nowhere
     logging.getLogger("runnable").addHandler(logging.NullHandler())
 
@@ -143,21 +155,24 @@ def _execute(session: Session, tag: str | None) -> None:
     run = session.run
     with _environment(session):
         services_by_name = {k: v for k, v in defaults.DEFAULT_SERVICES.items() if k != "job_executor"}
-        ctx = context.PipelineContext.model_validate(
-            {
-                "pipeline_definition_file": "lockstep.orchestration.build.build",
-                "parameters_file": str(run.parameters),
-                "run_id": run.run_id,
-                "tag": tag or "",
-                "execution_mode": context.ExecutionMode.PYTHON,
-                "configuration_file": "",
-                **services_by_name,
-            }
-        )
+        with _plain_path():
+            ctx = context.PipelineContext.model_validate(
+                {
+                    "pipeline_definition_file": "lockstep.orchestration.build.build",
+                    "parameters_file": str(run.parameters),
+                    "run_id": run.run_id,
+                    "tag": "",
+                    "execution_mode": context.ExecutionMode.PYTHON,
+                    "configuration_file": "",
+                    **services_by_name,
+                }
+            )
+            known = ctx.dag_hash
+        ctx.tag = tag or ""  # not before: it would go into the environment, which not every locale can write
         ctx.catalog = services.InPlaceCatalog(catalog_location=str(run.path))
         ctx.run_log_store = services.RunLogInFolder(log_folder=str(run.path))
         ctx.pipeline_executor = services.Executor()
-        if _can_retry(session, ctx.dag_hash):
+        if _can_retry(session, known):
             os.environ["RUNNABLE_RETRY_RUN_ID"] = run.run_id
         try:
             ctx.execute()

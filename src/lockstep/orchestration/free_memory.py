@@ -52,6 +52,6 @@ def _left(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> Itera
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.datasets import Pictures, Source, Tokens
 from lockstep.errors import CorruptRecord
-from lockstep.files import digest_of, read_json, sha256_of, write_json
+from lockstep.files import digest_of, read_json, readable, sha256_of, write_json
 from lockstep.orchestration import splits
 from lockstep.orchestration.splits import SPLITS
 from lockstep.parameters import Data
@@ -61,7 +62,7 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
     splits.check(source, data.name)
     if isinstance(source, Pictures):  # by what the files hold, and not by where and when they were put there
         identity["files"] = hashlib.sha256(
-            "\0".join(source.paths).encode() + source.digests.tobytes()
+            os.fsencode("\0".join(source.paths)) + source.digests.tobytes()
         ).hexdigest()
     splits.check_augmentation(describe(source), data.augmentation)
     description = _write(run, source, data, seed)
@@ -122,7 +123,7 @@ def _write(run: Run, source: Source | Tokens | Pictures, data: Data, seed: int) 
 
 def describe(source: Source | Tokens | Pictures) -> dict[str, Any]:
     """What the ranks have to know to read a split."""
-    classes = [str(name) for name in source.classes]
+    classes = [readable(str(name)) for name in source.classes]
     if isinstance(source, Tokens):
         return {
             "kind": "tokens",

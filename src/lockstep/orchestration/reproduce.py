@@ -199,7 +199,14 @@ def _again(wish: Wish, place: Recreated, chosen: Interpreter, stop: Stop) -> Rer
     command = [chosen.python, "-m", "lockstep.cli", "run"]
     environment = surroundings.environment(run, place, chosen.kind == "current")
     knows = subprocess.run(
-        [*command, "--help"], cwd=place.folder, env=environment, capture_output=True, text=True, check=False
+        [*command, "--help"],
+        cwd=place.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
     )
     words = ["--parameters", str(parameters), "--catalog", str(run.catalog), "--run-id", new.run_id]
     if "--reproduces" in knows.stdout:

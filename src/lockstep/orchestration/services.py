@@ -122,7 +122,7 @@ class Executor(LocalExecutor):  # type: ignore[misc]
     def add_task_log_to_catalog(self, name: str, iter_variable: Any = None) -> None:  # noqa: ARG002
         """Keep the step's output as logs/<step>.log; the stock one is put in place and then removed."""
         text = task_console.export_text(clear=True)
-        with (Path("logs") / f"{name}.log").open("a", encoding="utf-8") as file:
+        with (Path("logs") / f"{name}.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
 
     def add_code_identities(self, node: Any, attempt_log: StepAttempt) -> None:

@@ -1,5 +1,6 @@
 """What a dataset returned, held against what training needs, and parted into train, validation and test."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def _numbered(pictures: Pictures) -> Source:
 
 def _listing(pictures: Pictures, rows: NDArray[np.generic]) -> Table:
     """Paths one after the other with where each ends, digests and labels."""
-    paths = [pictures.paths[int(row)].encode() for row in rows]
+    paths = [os.fsencode(pictures.paths[int(row)]) for row in rows]
     return {
         "paths": np.frombuffer(b"".join(paths), np.uint8),
         "ends": np.cumsum([len(path) for path in paths], dtype=np.int64),

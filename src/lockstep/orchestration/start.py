@@ -1,5 +1,6 @@
 """From a command line to a run: a new one, another attempt at one, or a child of one."""
 
+import os
 import shutil
 import threading
 import time
@@ -70,6 +71,7 @@ def _start(request: Request, server: Server, display: Display, began: float) -> 
         check_run_id(request.run_id)
     if request.tag is not None and not (request.tag.isprintable() and 0 < len(request.tag) <= LONGEST_TAG):
         raise UsageError(f"--tag: found {request.tag!r}, allowed: 1 to {LONGEST_TAG} printable characters")
+    refuse_unreadable(request.catalog)
     if request.resume is not None:
         return resume(request, server, display, began)
     wanted = request.read(request.file, request.overrides, None)
@@ -78,6 +80,17 @@ def _start(request: Request, server: Server, display: Display, began: float) -> 
         parent = Parent(repeated, repeated.start if repeated.start.is_dir() else None, "reproduced")
         return new_run(request, wanted, server, display, began, parent=parent)
     return new_run(request, wanted, server, display, began)
+
+
+def refuse_unreadable(catalog: Path) -> None:
+    """Raise UsageError for a place in which torch and safetensors could open no file."""
+    try:
+        os.fsencode(catalog).decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{catalog}: a folder on this path has a name that is not UTF-8, and safetensors opens no file there; "
+            "rename the folder, or keep the runs elsewhere: --catalog with an absolute path"
+        ) from None
 
 
 def new_run(

@@ -124,7 +124,14 @@ def _synced(run: Run, at: Recreated, other: list[str]) -> Interpreter:
     environment = kept | {"UV_PROJECT_ENVIRONMENT": str(target)}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=SYNC_SECONDS, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SYNC_SECONDS,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"uv sync --frozen of the recorded uv.lock: {error}; {advice}") from None

@@ -75,7 +75,7 @@ class Meeting:
         """The content of a file that another rank leaves, once it is there."""
         while True:
             try:
-                return self._beside(name).read_text()
+                return self._beside(name).read_text(encoding="utf-8")
             except FileNotFoundError:
                 self._pause(peer)
 

@@ -17,7 +17,7 @@ NO_LIMIT = timedelta(days=3650)  # the backends ask for a number
 
 def store_of(group: Group) -> Any:
     """The file in which the ranks find each other, as torch's Store (which its type hints leave out)."""
-    store = dist.FileStore(str(group.rendezvous), group.world_size)  # type: ignore[attr-defined]
+    store = dist.FileStore(os.fsencode(group.rendezvous), group.world_size)  # type: ignore[attr-defined, arg-type]
     store.set_timeout(NO_LIMIT)
     return store
 

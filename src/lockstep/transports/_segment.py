@@ -97,7 +97,7 @@ class Segment:
         """Wait for rank 0's word. One that an earlier process left is passed over: its process is gone."""
         while waited.seconds() < self._seconds:
             try:
-                where = json.loads(self._place.read_text())
+                where = json.loads(self._place.read_text(encoding="utf-8"))
                 if start_ticks(where["pid"]) == where["start_ticks"]:
                     descriptor = os.open(f"/proc/{where['pid']}/fd/{where['descriptor']}", os.O_RDWR)
                     if where["bytes"] == self.layout.total_bytes:

@@ -15,7 +15,7 @@ def is_own(connection: socket.socket) -> bool:
     system has no such table (it is Linux's), everybody on the machine is let in.
     """
     try:
-        rows = TABLE.read_text().splitlines()[1:]
+        rows = TABLE.read_text(encoding="utf-8").splitlines()[1:]
         here, there = _written(connection.getsockname()), _written(connection.getpeername())
     except OSError:
         return not TABLE.exists()

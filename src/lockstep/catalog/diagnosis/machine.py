@@ -49,7 +49,7 @@ def processes() -> list[Process]:
 def _mapped(maps: Path) -> set[str]:
     return {
         parts[5].strip()
-        for line in maps.read_text(errors="replace").splitlines()
+        for line in maps.read_text(errors="replace", encoding="utf-8").splitlines()
         if len(parts := line.split(" ", 5)) > 5
     }
 
