@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from lockstep import parameters
+from lockstep.catalog.compare import inputs
+from lockstep.catalog.run import Run
 from lockstep.choices import CHOICES
+from lockstep.errors import ParametersError
 from reading import Reader, reader, refused
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +54,7 @@ def test_every_default_is_written_out() -> None:
         "distributed": {
             "world_size": 2,
             "strategy": {"name": "ddp", **value["distributed"]["strategy"]},
-            "launcher": "spawn",
+            "launcher": "fork_server",
             "start_method": "forkserver",
             "device": "cpu",
             "backend": "gloo",
@@ -254,3 +257,22 @@ def test_every_choice_has_its_default_among_its_names() -> None:
         for key in path:
             at = at[key]
         assert at["name"] == default
+
+
+def test_the_launcher_is_named_for_what_it_does_and_its_former_name_is_still_read(tmp_path) -> None:
+    for text in ("distributed: {launcher: spawn}", "distributed: {launcher: fork_server}", "seed: 42"):
+        (tmp_path / "p.yaml").write_text(text)
+        p = parameters.read(tmp_path / "p.yaml")
+        assert p.distributed.launcher == "fork_server"
+        assert "launcher: fork_server" in parameters.dump(p)
+        assert p == parameters.read(None, ["distributed.launcher=spawn"])
+    with pytest.raises(ParametersError, match=r"found 'spawned' .*allowed: fork_server"):
+        parameters.read(None, ["distributed.launcher=spawned"])
+
+
+def test_the_records_of_two_names_of_one_launcher_do_not_differ(tmp_path) -> None:
+    for name in ("spawn", "fork_server"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "parameters.yaml").write_text(f"distributed:\n  launcher: {name}\n")
+    before, now = (inputs.parameters_of(Run(tmp_path / name)) for name in ("spawn", "fork_server"))
+    assert before == now == {"distributed.launcher": "fork_server"}

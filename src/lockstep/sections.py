@@ -3,9 +3,10 @@
 import copy
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lockstep.choices import CONFIG, Share
+from lockstep.former_values import current
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
@@ -80,7 +81,10 @@ class Distributed(Section):
 
     world_size: Annotated[int, Field(ge=1, le=1024)] = 2
     strategy: Choice
-    launcher: Literal["spawn"] = "spawn"
+    launcher: Annotated[
+        Literal["fork_server"], BeforeValidator(lambda name: current("distributed.launcher", name))
+    ] = "fork_server"
+    # How that server makes a rank: forked from itself, or a new interpreter that imports torch for itself.
     start_method: Literal["forkserver", "spawn"] = "forkserver"
     device: Literal["cpu", "cuda", "auto"] = "cpu"  # auto: cuda where there is a GPU for each rank
     backend: Literal["gloo"] = "gloo"  # between processors; between GPUs it is NCCL

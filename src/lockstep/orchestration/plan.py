@@ -28,16 +28,16 @@ def make(run: Run, parameters: Parameters) -> dict[str, Any]:
     steps_per_epoch = math.ceil(splits["train"] / batch)
     steps = steps_per_epoch * parameters.training.epochs
     check_start(run, steps_per_epoch, steps)
-    strategy = options.strategy
+    strategy, where = options.strategy, device(parameters)
     return {
         "world_size": ranks,
         "threads_per_rank": threads,
         "cores": available,
-        "device": device(parameters),
+        "device": where,
         "strategy": {"name": strategy.name, **strategy.options},
         # Processes beside the ranks: a strategy that has some has an option of this name.
         "servers": strategy.options.get("servers", 0),
-        "backend": options.backend,
+        "backend": options.backend if where == "cpu" else "nccl",
         "start_method": options.start_method,
         "rendezvous": "file",
         "interface": "lo",

@@ -49,10 +49,12 @@ def parameters_of(run: Run) -> dict[str, Any]:
     """parameters.yaml as dotted keys; empty where it cannot be read. The user's own modules are not imported."""
     from lockstep import strict_yaml
     from lockstep.errors import ParametersError
+    from lockstep.former_values import current
 
     try:
         content = read_plain(run.parameters, strict_yaml.MAX_BYTES)
-        return flattened(strict_yaml.parse(content, "parameters.yaml").value)
+        found = flattened(strict_yaml.parse(content, "parameters.yaml").value)
+        return {key: current(key, value) for key, value in found.items()}
     except (OSError, ParametersError):
         return {}
 

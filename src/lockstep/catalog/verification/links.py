@@ -172,7 +172,9 @@ def _plan(record: Record) -> Iterator[Finding]:
     wanted = mapping(parameters.get("distributed"))
     pairs = {
         "world_size": wanted.get("world_size"),
-        "backend": wanted.get("backend"),
+        **(
+            {"backend": wanted.get("backend")} if plan.get("device", "cpu") == "cpu" else {}
+        ),  # on GPUs it is NCCL
         "start_method": wanted.get("start_method"),
         "global_batch_size": at(parameters, "training", "global_batch_size"),
     }
