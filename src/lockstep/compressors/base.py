@@ -21,7 +21,8 @@ class Part:
     """One rank's gradients of one bucket, and where their sum goes.
 
     ``flat`` is (elements + parameters,): the gradients side by side, then a 1 for each parameter that had one on
-    this rank, else a 0 (and zeros for its gradient). ``schedule`` is the bucket's all-reduce.
+    this rank, else a 0 (and zeros for its gradient). ``shapes`` are those in memory: the dimension that varies slowest
+    comes first, also where a weight is transposed. ``schedule`` is the bucket's all-reduce.
     """
 
     number: int

@@ -22,6 +22,7 @@ from lockstep.errors import CorruptRecord
 from lockstep.strategies._state import Slice, State
 
 PARTS = ("model", "optimizer", "strategy")
+ALWAYS = ("model", "optimizer")  # of every checkpoint, if only without a tensor
 HEADER = "slices"
 _NAME = re.compile(r"(model|optimizer|strategy)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 
@@ -155,8 +156,12 @@ class Contents:
         return block
 
     def whole(self) -> State:
-        """Everything. What one file holds whole stays mapped from it: whoever keeps it makes a copy."""
-        return {part: {name: self._mapped(part, name) for name in self.names(part)} for part in self.parts()}
+        """Everything; of an optimizer that keeps nothing (plain SGD) there may be no file.
+
+        What one file holds whole stays mapped from it: whoever keeps it makes a copy.
+        """
+        found = {part: {name: self._mapped(part, name) for name in self.names(part)} for part in self.parts()}
+        return {part: {} for part in ALWAYS} | found
 
     def _mapped(self, part: str, name: str) -> Tensor:
         pieces = self._pieces[part][name]

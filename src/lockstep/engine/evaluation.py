@@ -15,7 +15,7 @@ from lockstep.engine.checkpoint import Checkpoint
 from lockstep.engine.device import HOST, choose, placed
 from lockstep.engine.features import Features, open_splits
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
-from lockstep.engine.optimizers import PRECISIONS
+from lockstep.engine.precision import PRECISIONS
 from lockstep.engine.rank import launched, make_module
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, write_json

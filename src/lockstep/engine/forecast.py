@@ -26,7 +26,7 @@ from lockstep.engine.activations import drop_activations
 from lockstep.engine.batches import Batches
 from lockstep.engine.features import open_splits
 from lockstep.engine.judging import rows_of_a_pass
-from lockstep.engine.optimizers import PRECISIONS
+from lockstep.engine.precision import PRECISIONS
 from lockstep.engine.rank import make_module
 from lockstep.files import read_json
 from lockstep.linux import die_with_parent

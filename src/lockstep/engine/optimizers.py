@@ -7,14 +7,14 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lockstep.parameters import Training
-
-PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32, "fp16": torch.float32}
-"""What parameters, gradients and optimizer state are kept in: mixed precision keeps them whole."""
+from lockstep.strategies._layout import guard
 
 
 def make_optimizer(training: Training, module: nn.Module) -> Optimizer:
     """The optimizer of the parameters. Fused kernels: on CPU a step costs 0.18 ms where the loop costs 0.48."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [
+        (name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad
+    ]
     options = dict(training.optimizer.options)
     rate = training.learning_rate
     optimizer: Optimizer
@@ -22,12 +22,14 @@ def make_optimizer(training: Training, module: nn.Module) -> Optimizer:
         optimizer = SGD(parameters, lr=rate, fused=True, **options)
         if options["momentum"]:
             optimizer.register_step_pre_hook(_begin_missing_momentum)
+        guard(optimizer)
         return optimizer
     kind = {"adam": Adam, "adamw": AdamW}[training.optimizer.name]
     beta1, beta2 = options.pop("betas")
     optimizer = kind(
         parameters, lr=rate, betas=(beta1, beta2), eps=options.pop("epsilon"), fused=True, **options
     )
+    guard(optimizer)
     return optimizer
 
 

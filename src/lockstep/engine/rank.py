@@ -30,7 +30,8 @@ from lockstep.engine.fitting import check_model, load_weights
 from lockstep.engine.job import Job
 from lockstep.engine.loop import train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
-from lockstep.engine.optimizers import PRECISIONS, make_optimizer
+from lockstep.engine.optimizers import make_optimizer
+from lockstep.engine.precision import PRECISIONS, take_in
 from lockstep.engine.restore import export, restore, say
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.files import read_json
@@ -204,7 +205,7 @@ def build_model(
     run: Run, parameters: Parameters, strategy: Strategy, batches: Batches, device: torch.device = HOST
 ) -> None:
     """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
-    module = placed(make_module(run, parameters), device, parameters.training)
+    module = placed(make_module(run, parameters, strategy.notes), device, parameters.training)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise RunFailed(NOTHING_TO_TRAIN)
     strategy.passes.device = device.type
@@ -256,8 +257,8 @@ def prepare_module(module: torch.nn.Module, training: Training) -> None:
         say("the model is compiled as it is first used")
 
 
-def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
-    """The model in its initial state, which depends on the seed alone."""
+def make_module(run: Run, parameters: Parameters, notes: list[str] | None = None) -> torch.nn.Module:
+    """The model in its initial state, which depends on the seed alone; ``notes`` gets what is to be said of it."""
     data = read_json(run.data / "data.json")
     seed_all(key(parameters.seed, "model"))
     function = plugins.load("models", parameters.model.name)
@@ -266,10 +267,9 @@ def make_module(run: Run, parameters: Parameters) -> torch.nn.Module:
         raise RunFailed(
             f"model.name: {parameters.model.name} returned {type(module).__name__}, not a torch.nn.Module"
         )
-    precision = PRECISIONS[parameters.training.precision]
-    tensors = [*module.parameters(), *module.buffers()]
-    if any(tensor.is_floating_point() and tensor.dtype != precision for tensor in tensors):
-        module = module.to(precision)  # which fake tensors cannot do, and need not where they were made so
+    found = take_in(module, PRECISIONS[parameters.training.precision])
+    if notes is not None:
+        notes += found
     if parameters.model.weights is not None:
         load_weights(module, run.path, parameters.model.weights)
     return module

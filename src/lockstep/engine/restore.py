@@ -14,7 +14,8 @@ from lockstep.engine import caveats, checkpoint
 from lockstep.engine.checkpoint import Checkpoint, State
 from lockstep.engine.contents import Contents
 from lockstep.engine.job import Job
-from lockstep.engine.optimizers import PRECISIONS, learning_rate
+from lockstep.engine.optimizers import learning_rate
+from lockstep.engine.precision import PRECISIONS
 from lockstep.errors import RunFailed
 from lockstep.files import fsync_folder, read_json, temporary_beside, write_json
 from lockstep.parameters import Parameters
@@ -54,7 +55,7 @@ def restore(job: Job) -> int:
     """Load what ``starting_point`` finds; returns the updates done."""
     found, step, passed_over = starting_point(job.run, job.batches.steps_per_epoch)
     if job.rank == 0:
-        warn(job.run, *caveats.of(job.strategy), *passed_over)
+        warn(job.run, *job.strategy.notes, *caveats.of(job.strategy), *passed_over)
     if found is None:
         return 0
     with fitting(found), contextlib.closing(found.contents()) as contents:

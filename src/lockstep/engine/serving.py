@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 
 from lockstep import plugins
 from lockstep.board import Board
@@ -16,6 +15,7 @@ from lockstep.engine.rank import launched, make_module
 from lockstep.engine.restore import fitting, starting_point, state_of
 from lockstep.files import read_json
 from lockstep.parameters import Parameters, read
+from lockstep.strategies._some import Some
 from lockstep.strategies.base import Group
 
 
@@ -67,7 +67,7 @@ def serve(
     watcher = Watcher(board, metrics, decides)
     serving = strategy.serve(group, module, watcher, step, options.strategy.options)
     del module
-    serving.optimizer = make_optimizer(parameters.training, nn.ParameterList(serving.parameters))
+    serving.optimizer = make_optimizer(parameters.training, Some(serving.named()))
     if state:
         serving.load(state["optimizer"])
     del state

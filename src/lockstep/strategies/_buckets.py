@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import Schedule
 from lockstep.compressors.base import Compressor, Part
+from lockstep.strategies._layout import is_dense, shape_in_memory
 from lockstep.transports.base import Label, Transport
 
 
@@ -102,12 +103,7 @@ def laid_out(flat: Tensor, parameter: Tensor) -> Tensor:
     Fused optimizers go through the memory of weights and gradients side by side, whatever their strides say, so a
     transposed or channels-last weight needs a gradient that is laid out as it is.
     """
-    expected = 1  # the stride that the dimension which varies next has where there are no gaps
-    for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return flat.view(parameter.shape)  # memory with gaps, which only a plain copy can be made of
-            expected *= size
+    assert is_dense(parameter), "weights are given memory without gaps as the model is made"
     return flat.as_strided(parameter.shape, parameter.stride())
 
 
@@ -171,7 +167,7 @@ class Reducer:
         if self._compressor is None:
             execute.run(bucket.schedule, self._transport, bucket.flat)
             return
-        shapes = [view.shape for view in bucket.views]
+        shapes = [shape_in_memory(view) for view in bucket.views]
         self._compressor.reduce(Part(bucket.number, bucket.flat, shapes, bucket.schedule), self._transport)
 
     def _work(self) -> None:

@@ -4,8 +4,7 @@ torch's DTensor knows its mesh of ranks and how each dimension of the mesh divid
 blocks and offsets. Plain tensors among them are the same on every rank, and rank 0 saves them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,19 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
+from lockstep.strategies._layout import slot_like
 from lockstep.strategies._state import Slice, Slices, Stored
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: memory shared with it, no communication."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def make_contiguous(module: nn.Module) -> None:
+    """FSDP2 takes no weight that is laid out otherwise (transposed, channels last), and blocks of rows are cut here."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()
 
 
 def offsets_of(tensor: DTensor) -> tuple[int, ...]:
@@ -41,18 +47,6 @@ def slice_of(tensor: Tensor, rank: int, data: Tensor | None = None) -> Slice | N
         if placement.is_replicate() and at:
             return None
     return Slice(tensor.to_local() if data is None else data, tuple(tensor.shape), offsets_of(tensor))
-
-
-class Some(nn.Module):
-    """Some parameters of a module, under their names in it."""
-
-    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        self._named = dict(named)
-
-    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """All of them."""
-        return iter(self._named.items())
 
 
 class Parts:
@@ -121,7 +115,12 @@ def restore(module: nn.Module, parts: Parts, optimizer: Optimizer, stored: Store
     for name, parameter in parts.names.items():
         prefix = f"{name}/"
         keys = [key for key in slots if key.startswith(prefix) and "/" not in key.removeprefix(prefix)]
-        state = {key.removeprefix(prefix): _slot(stored, key, parameter) for key in keys}
+        state = {
+            (slot := key.removeprefix(prefix)): slot_like(
+                slot, _slot(stored, key, parameter), local(parameter)
+            )
+            for key in keys
+        }
         if state:
             optimizer.state[parts.own[name]] = state
 
@@ -136,5 +135,4 @@ def read_like(stored: Stored, part: str, name: str, tensor: Tensor) -> Tensor:
 def _slot(stored: Stored, name: str, parameter: nn.Parameter) -> Tensor:
     """A moment of the optimizer, spread like its parameter; what is of another shape (a count) is not spread."""
     spread = stored.shape("optimizer", name) == tuple(parameter.shape)
-    value = read_like(stored, "optimizer", name, parameter) if spread else stored.read("optimizer", name)
-    return value.to(local(parameter).device)
+    return read_like(stored, "optimizer", name, parameter) if spread else stored.read("optimizer", name)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lockstep.strategies._layout import slot_like
 from lockstep.strategies._pipeline_cut import Ownership
 from lockstep.strategies._state import Slice, Slices, Stored
 
@@ -40,6 +41,6 @@ def restore(module: nn.Module, optimizer: Optimizer, names: Ownership, stored: S
         keys = [name for name in slots if name.startswith(prefix) and "/" not in name.removeprefix(prefix)]
         if keys:
             optimizer.state[parameter] = {
-                name.removeprefix(prefix): stored.read("optimizer", name).to(parameter.device)
+                (key := name.removeprefix(prefix)): slot_like(key, stored.read("optimizer", name), parameter)
                 for name in keys
             }

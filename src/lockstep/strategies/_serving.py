@@ -67,11 +67,16 @@ class Serving:
         self._summed = threading.Barrier(workers, self._sum)
         self._updated = threading.Barrier(workers, self._update_together)
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """Its part of each parameter, by the whole's name."""
+        names = (piece.name for piece in self.own.pieces)
+        return dict(zip(names, self.parameters, strict=True))
+
     def load(self, slots: dict[str, Tensor]) -> None:
         """Take this slice's part of a whole optimizer state."""
         assert self.optimizer is not None
         for piece, parameter in zip(self.own.pieces, self.parameters, strict=True):
-            if found := cut_slots(slots, piece):
+            if found := cut_slots(slots, piece, parameter.detach()):
                 self.optimizer.state[parameter] = found
 
     def serve(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lockstep.collectives.schedule import chunk_bounds
 from lockstep.errors import RunFailed
+from lockstep.strategies._layout import COUNT, slot_like
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -108,15 +109,14 @@ def _pieces(named: Named, start: int, stop: int) -> Iterator[Piece]:
         begin = end
 
 
-def cut_slots(slots: dict[str, Tensor], piece: Piece) -> dict[str, Tensor]:
-    """A piece's part of a whole optimizer state (``name/key``); scalars such as step counts are copied."""
+def cut_slots(slots: dict[str, Tensor], piece: Piece, weights: Tensor) -> dict[str, Tensor]:
+    """A piece's part of a whole optimizer state (``name/key``), as ``weights`` are; a count of updates is copied."""
     prefix = f"{piece.name}/"
+    named = {key.removeprefix(prefix): value for key, value in slots.items() if key.startswith(prefix)}
     return {
-        key.removeprefix(prefix): (
-            value.reshape(-1)[piece.start : piece.stop] if value.dim() else value
-        ).clone()
-        for key, value in slots.items()
-        if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
+        key: slot_like(key, value if key == COUNT else value.reshape(-1)[piece.start : piece.stop], weights)
+        for key, value in named.items()
+        if "/" not in key
     }
 
 

@@ -12,6 +12,7 @@ from lockstep import plugins
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
 from lockstep.strategies import _ema
+from lockstep.strategies._layout import slots_like
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies._passes import Passes
 from lockstep.strategies._shares import Batch, Group, Outcome, Shard, clock, key
@@ -42,6 +43,7 @@ class Strategy:
         self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
         self.optimizer: Optimizer | None = None
         self.aliases: dict[str, str] = {}  # further names of weights that the model uses in several places
+        self.notes: list[str] = []  # what the user is to be told of the model
         self.max_grad_norm: float | None = None
         self.ema_decay: float | None = None
         self.passes = Passes()
@@ -244,13 +246,7 @@ class Strategy:
         assert self.optimizer is not None
         self.module.load_state_dict(state["model"])
         for name, parameter in self._named_parameters():
-            prefix = f"{name}/"
-            slots = {
-                key.removeprefix(prefix): value.to(parameter.device, copy=True)
-                for key, value in state["optimizer"].items()
-                if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
-            }
-            if slots:
+            if slots := slots_like(state["optimizer"], name, parameter):
                 self.optimizer.state[parameter] = slots
 
     def slices(self) -> Slices:

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 )
 
 from lockstep.plugins import Plugin
-from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
+from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._fsdp_ring import RingReduceScatter, neighbours_of
 from lockstep.strategies._fsdp_wrap import (
@@ -39,6 +39,7 @@ from lockstep.strategies._fsdp_wrap import (
     whole_gradient_bytes,
 )
 from lockstep.strategies._joining import for_sums, join
+from lockstep.strategies._some import Some
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock
 from lockstep.transports._sent import SentBytes
@@ -115,8 +116,7 @@ class Fsdp(Strategy):
     def place(self, module: nn.Module) -> nn.Module:
         """Join the ranks, take rank 0's weights, and keep this rank's share of them."""
         device = next(module.parameters()).device
-        for parameter in module.parameters():
-            parameter.data = parameter.data.contiguous()  # FSDP2 takes no other: transposed, channels last
+        make_contiguous(module)
         join(self.group, device)
         self.transport = for_sums(self.group)
         if self.param_dtype is torch.float16:
@@ -200,7 +200,7 @@ class Fsdp(Strategy):
 
     def optimized(self) -> nn.Module:
         """This rank's shares."""
-        return nn.ParameterList(self._own.own.values())
+        return Some(self._own.own)
 
     @property
     def _own(self) -> Parts:

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lockstep.plugins import Plugin
+from lockstep.strategies._layout import like
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
 from lockstep.transports.base import Label
 
@@ -159,7 +160,7 @@ class LocalSgd(Strategy):
         found = {key: value for key, value in state.get("strategy", {}).items() if key.startswith(prefix)}
         here = self._weights()
         self._momentum = {
-            name: value.to(here[name].device, copy=True)
+            name: like(value, here[name])
             for name, value in ((key.removeprefix(prefix), value) for key, value in found.items())
         }
         self._remember()

@@ -30,9 +30,10 @@ from torch.distributed.tensor.parallel import (
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
-from lockstep.strategies._dtensors import Parts, Some, local, restore, slices
+from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._joining import join, mesh_of_ranks
+from lockstep.strategies._some import Some
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_alike import Alike, divided_by
 from lockstep.strategies._tensor_draws import Draws
@@ -93,6 +94,7 @@ class Tensor(Strategy):
         self.plan = plan_of(module)
         check_sizes(module, self.plan, self.size)
         device = next(module.parameters()).device
+        make_contiguous(module)
         self._join(device)
         with torch.no_grad():
             for tensor in module.state_dict().values():
@@ -200,7 +202,7 @@ class Tensor(Strategy):
 
     def optimized(self) -> nn.Module:
         """This rank's parts, plain: fused kernels do not take cut and whole parameters together."""
-        return nn.ParameterList(self._own.own.values())
+        return Some(self._own.own)
 
     def apply(self) -> None:
         """The optimizer's step on this rank's parts."""
