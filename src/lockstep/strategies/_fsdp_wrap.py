@@ -11,12 +11,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from lockstep.errors import RunFailed
 from lockstep.strategies._blocks import blocks
 from lockstep.strategies._joining import mesh_of_ranks
+from lockstep.strategies._reads import Reads
 
 
-def separable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def separable(module: nn.Module, reads: Reads | None = None) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The blocks to wrap, and those that are left to the root, with the reason.
 
-    A parameter that is used in two places has to be gathered for both at once.
+    A parameter that is used in two places has to be gathered for both at once. ``reads`` is what a pass has shown.
     """
     uses = _uses(module)
     chosen, left = {}, {}
@@ -25,6 +26,8 @@ def separable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
             continue
         if any(uses[number] > count for number, count in _uses(block).items()):
             left[name] = "it shares a parameter with what is outside of it"
+        elif reads is not None and (weight := reads.read_outside(block)) is not None:
+            left[name] = f"{weight} is read outside of it"
         else:
             chosen[name] = block
     return chosen, left

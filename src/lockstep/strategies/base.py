@@ -15,6 +15,7 @@ from lockstep.strategies import _ema
 from lockstep.strategies._layout import slots_like
 from lockstep.strategies._loss import correct, summed_loss
 from lockstep.strategies._passes import Passes
+from lockstep.strategies._reads import Reads
 from lockstep.strategies._shares import Batch, Group, Outcome, Shard, clock, key
 from lockstep.strategies._state import Slice, Slices, Stored
 from lockstep.transports.base import Transport
@@ -43,6 +44,7 @@ class Strategy:
         self.module: nn.Module = self.model  # the user's module inside it, whose names the checkpoint keeps
         self.optimizer: Optimizer | None = None
         self.aliases: dict[str, str] = {}  # further names of weights that the model uses in several places
+        self.reads: Reads | None = None  # which modules read which weights, as a pass has shown
         self.notes: list[str] = []  # what the user is to be told of the model
         self.max_grad_norm: float | None = None
         self.ema_decay: float | None = None

@@ -145,7 +145,7 @@ class Fsdp(Strategy):
             else OffloadPolicy(),
             ignored_params=numbers(module),
         )
-        chosen, self.left_to_root = separable(module)
+        chosen, self.left_to_root = separable(module, self.reads)
         for name, block in chosen.items():
             self.wrapped[name] = wrapped(block, reshard_after_forward=again)
         # The root's own parameters are needed again at once, when backward begins: they stay.

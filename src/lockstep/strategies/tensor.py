@@ -8,7 +8,7 @@ share the samples, and in each column FSDP2 shares out what is left.
 import contextlib
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -29,9 +29,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from lockstep.errors import RunFailed
-from lockstep.strategies._blocks import blocks
 from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
+from lockstep.strategies._fsdp_wrap import separable
 from lockstep.strategies._joining import join, mesh_of_ranks
 from lockstep.strategies._some import Some
 from lockstep.strategies._state import Slices, State, Stored
@@ -100,6 +100,7 @@ class Tensor(Strategy):
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
         ties = tied(module, self.plan)
+        alone = list(separable(module, self.reads)[0].values())
         mesh = mesh_of_ranks(device.type, (self.groups, self.size), ("data", "tensor"))
         for name, way in self.plan.items():
             if name:
@@ -109,7 +110,7 @@ class Tensor(Strategy):
         tie(module, ties)
         self._draws = Draws(module, self.plan, self.column, self.passes.generator)
         if self.groups > 1:
-            module = self._share_out(module, mesh["data"])
+            module = self._share_out(module, alone, mesh["data"])
         self.module = self.model = module
         self._parts = Parts(module)
         self._numbers = Numbers(module, self.group.world_size)
@@ -125,15 +126,10 @@ class Tensor(Strategy):
         sums = replace(group, rendezvous=group.rendezvous.with_name(f"{group.rendezvous.name}-sums"))
         self.transport = open_transport(sums, "shm")
 
-    def _share_out(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    def _share_out(self, module: nn.Module, alone: Iterable[nn.Module], mesh: DeviceMesh) -> nn.Module:
         """Block by block, as far as blocks share no parameter with what is outside of them."""
-        users: dict[int, int] = {}
-        for part in module.modules():
-            for parameter in part.parameters(recurse=False):
-                users[id(parameter)] = users.get(id(parameter), 0) + 1
-        for block in blocks(module).values():
-            if block is not module and all(users[id(parameter)] == 1 for parameter in block.parameters()):
-                fully_shard(block, mesh=mesh, ignored_params=numbers(module))
+        for block in alone:
+            fully_shard(block, mesh=mesh, ignored_params=numbers(module))
         self._root = fully_shard(
             module, mesh=mesh, reshard_after_forward=True, ignored_params=numbers(module)
         )
