@@ -1,5 +1,6 @@
 """Whether a model fits its data and the weights it is to start from, found out before anything is trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,25 @@ from lockstep.parameters import Parameters
 from lockstep.strategies._ema import aliases
 from lockstep.strategies._loss import summed_loss
 from lockstep.strategies._module_state import evaluating, unchanged
+from lockstep.strategies._reads import Reads
 from lockstep.strategies.base import Batch
 
 MOST_NAMED = 5  # of tensors that do not fit
-WRAPPED = "module."  # what DistributedDataParallel puts before every name
+WRAPPED = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 
 
-@torch.no_grad()
-def check_model(module: nn.Module, batch: Batch, parameters: Parameters) -> None:
-    """Let one sample through, and say in words what the model cannot take. The model is not changed by it."""
+def check_model(module: nn.Module, batch: Batch, parameters: Parameters, classes: int) -> Reads:
+    """Let one sample through, and say in words what the model cannot take. The model is not changed by it.
+
+    Returns which parts of the model read which weights.
+    """
+    refuse_what_no_strategy_trains(module)
     features, labels = batch.features[:1], batch.labels[:1]
+    reads = Reads(module)
     try:
-        with unchanged(module), evaluating(module):
-            summed_loss(module(features), labels)
+        with unchanged(module), evaluating(module), reads:
+            logits = module(features)
+        summed_loss(logits, labels)
     except Exception as error:  # whatever a model of the user's own raises
         if ran_out(error) or isinstance(error, RunFailed):
             raise
@@ -35,6 +42,51 @@ def check_model(module: nn.Module, batch: Batch, parameters: Parameters) -> None
             f"the model {parameters.model.name} cannot take a sample of {parameters.data.name} ({shape}, {kind}): "
             f"{type(error).__name__}: {error}. The traceback is in this rank's log"
         ) from error
+    check_head(logits, labels, classes, parameters)
+    refuse_sparse_gradients(module, reads)
+    return reads
+
+
+def check_head(logits: Tensor, labels: Tensor, classes: int, parameters: Parameters) -> None:
+    """As many logits as there are classes; of tokens there may be more, since vocabularies are padded."""
+    found = logits.shape[-1]
+    padded = labels.dim() > 1
+    if found == classes or (padded and found > classes):
+        return
+    raise RunFailed(
+        f"the model {parameters.model.name} returned {found:,} logits, and {parameters.data.name} has {classes:,} "
+        f"classes; allowed: {classes:,}{' or more' * padded}. The function that makes the model is given their number "
+        "as its second argument, for the size of its last layer"
+    )
+
+
+def refuse_what_no_strategy_trains(module: nn.Module) -> None:
+    """State that a checkpoint does not hold, and weights that the optimizers here do not take."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise RunFailed(
+                f"model.name: {name} is a complex parameter, which the optimizers here do not update; allowed: a real "
+                f"one of the shape {(*parameter.shape, 2)} that torch.view_as_complex makes complex in the forward "
+                "pass, or a complex one that is not trained"
+            )
+    for name, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            raise RunFailed(
+                f"model.name: {name or 'the model'} ({type(part).__name__}) keeps state by get_extra_state, which may "
+                "be anything and which no checkpoint here holds; allowed: tensors, as parameters and registered buffers"
+            )
+
+
+def refuse_sparse_gradients(module: nn.Module, reads: Reads) -> None:
+    """Of embeddings that ask for them, whether as modules or as functions."""
+    found = list(reads.sparse)
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad:
+            found.append(f"{name}.weight" if name else "weight")
+    if found:
+        raise RunFailed(
+            f"model.name: {found[0]} gets sparse gradients (sparse=True), which no strategy sums; allowed: sparse=False"
+        )
 
 
 def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
@@ -44,9 +96,8 @@ def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
     "model", as this program's own does, that is taken. RunFailed names what does not fit.
     """
     given = _read(next(run_folder.glob("weights.*")))
-    if given and all(key.startswith(WRAPPED) for key in given):
-        given = {key.removeprefix(WRAPPED): tensor for key, tensor in given.items()}
     own = module.state_dict()
+    given = _unwrapped(given, own)
     given |= {
         name: given[first] for name, first in aliases(module).items() if first in given and name not in given
     }
@@ -72,6 +123,16 @@ def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
             "the data's classes have to be those that the weights were trained with"
         )
     module.load_state_dict(given)
+
+
+def _unwrapped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a wrapper put before every name, unless the model's own names begin so."""
+    while given and not given.keys() & own.keys():
+        prefix = next((each for each in WRAPPED if all(key.startswith(each) for key in given)), None)
+        if prefix is None:
+            break
+        given = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
+    return given
 
 
 def _sort(tensor: Tensor) -> tuple[bool, bool]:

@@ -210,7 +210,8 @@ def build_model(
         raise RunFailed(NOTHING_TO_TRAIN)
     strategy.passes.device = device.type
     strategy.passes.find_generators(module)
-    check_model(module, batches(0), parameters)
+    classes = len(read_json(run.data / "data.json")["classes"])
+    strategy.reads = check_model(module, batches(0), parameters, classes)
     strategy.aliases = aliases(module)
     prepare_module(module, parameters.training)
     strategy.place(module)
@@ -227,14 +228,6 @@ def refuse_what_it_cannot(strategy: Strategy, name: str) -> None:
     if strategy.passes.loss_scale.on and not strategy.scales_loss:
         raise RunFailed(
             f"training.precision: fp16 needs its loss scaled and {name} does not; allowed with it: fp32, bf16, fp64"
-        )
-    sparse = [
-        part for part, module in strategy.module.named_modules() if getattr(module, "sparse", None) is True
-    ]
-    if sparse:
-        raise RunFailed(
-            f"model.name: {sparse[0]} makes sparse gradients (sparse=True), which no strategy sums; allowed: "
-            "sparse=False"
         )
     if strategy.ema_decay is not None and not strategy.updates_weights:
         raise RunFailed(

@@ -3,12 +3,22 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # What a tensor tells of itself without its values being read. Of what is missing here a module is only taken to read
 # more than it does, and then it is sharded with a larger part of the model.
-_DESCRIPTIONS = {"size", "dim", "numel", "stride", "element_size", "is_floating_point", "is_complex", "is_contiguous"}
+_DESCRIPTIONS = {
+    "size",
+    "dim",
+    "numel",
+    "stride",
+    "element_size",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+}
 _VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}  # of the properties; all others describe
 
 
@@ -22,9 +32,12 @@ class Reads(TorchFunctionMode):
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._readers: dict[int, set[int]] = {}  # by parameter: the modules that ran at every read of it
         self._hooks: list[Any] = []
+        self.sparse: list[str] = []  # weights whose gradients will be sparse
 
     def __enter__(self) -> Self:
         for part in self._module.modules():
+            if isinstance(part, torch.jit.ScriptModule):  # takes no hooks
+                continue
             self._hooks.append(part.register_forward_pre_hook(self._begin, prepend=True))
             self._hooks.append(part.register_forward_hook(self._end, always_call=True))
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -52,6 +65,8 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         if not _describes(func):
             self._note((args, kwargs))
+            if _makes_sparse_gradients(func, args, kwargs or {}):
+                self._note_sparse((*args, *(kwargs or {}).values()))
         return func(*args, **(kwargs or {}))
 
     def _note(self, value: Any) -> None:
@@ -64,12 +79,24 @@ class Reads(TorchFunctionMode):
         elif isinstance(value, dict):
             self._note(tuple(value.values()))
 
+    def _note_sparse(self, values: Sequence[Any]) -> None:
+        trained = [each for each in values if isinstance(each, Tensor) and each.requires_grad]
+        self.sparse += [self._names.get(id(each), "a weight") for each in trained]
+
     def read_outside(self, part: nn.Module) -> str | None:
         """A parameter of a part that was read while that part did not run; None where there is none."""
         for parameter in part.parameters():
             if id(part) not in self._readers.get(id(parameter), {id(part)}):
                 return self._names.get(id(parameter), "a parameter")
         return None
+
+
+def _makes_sparse_gradients(
+    func: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]
+) -> bool:
+    if options.get("sparse") is True or options.get("sparse_grad") is True:
+        return True
+    return func is torch.embedding and len(args) > 4 and args[4] is True  # in its fifth place
 
 
 def _describes(func: Callable[..., Any]) -> bool:
