@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep import strict_json
 from lockstep.catalog.seal import verify_folder, write_manifest
-from lockstep.engine.contents import Contents
+from lockstep.engine.contents import Contents, header_of_pairs, stored_as_pairs
 from lockstep.errors import CorruptRecord, RunFailed
 from lockstep.files import fsync_folder, read_json
 from lockstep.strategies._state import State
@@ -66,7 +67,7 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
     try:
         for part, tensors in state.items():
             file = temporary / f"{part}.safetensors"
-            save_file(storable(tensors), file)
+            save_file(storable(tensors), file, metadata=header_of_pairs(tensors) or None)
             file.chmod(0o644)
         text = strict_json.encode({"format": FORMAT, **meta}, indent=2)
         (temporary / "state.json").write_text(
@@ -110,11 +111,13 @@ def explained(error: Exception, target: Path, needed: int) -> Exception:
 
 
 def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, on the CPU, and none sharing memory (tied weights): what safetensors accepts."""
+    """What safetensors accepts: contiguous, on the CPU, of a type that it has, and none sharing memory."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if stored_as_pairs(plain):
+            plain = torch.view_as_real(plain)
         storage = plain.untyped_storage()
         if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
             plain = plain.clone()

@@ -2,14 +2,16 @@
 
 A part (`model`, `optimizer`, `strategy`) is one file, `model.safetensors`, or a file of each rank that had slices,
 `model-00002-of-00004.safetensors`. Of a slice the file's header says where it stands: under the key `slices` a JSON
-object of ``{name: {"shape": [...], "offsets": [...]}}``; a tensor that it does not name is whole.
+object of ``{name: {"shape": [...], "offsets": [...]}}``; a tensor that it does not name is whole. Complex numbers of
+double precision, which the format has no type for, are stored as pairs of real ones, with a last dimension of 2 more:
+under ``complex`` stands a JSON list of their names.
 """
 
 import contextlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from lockstep.strategies._state import Slice, State
 PARTS = ("model", "optimizer", "strategy")
 ALWAYS = ("model", "optimizer")  # of every checkpoint, if only without a tensor
 HEADER = "slices"
+PAIRS = "complex"
 _NAME = re.compile(r"(model|optimizer|strategy)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 
 Index = tuple[slice, ...]
@@ -37,7 +40,18 @@ def file_name(part: str, rank: int | None = None, world_size: int = 1) -> str:
 def header(slices: dict[str, Slice]) -> dict[str, str]:
     """The header of a file of slices."""
     places = {name: {"shape": one.shape, "offsets": one.offsets} for name, one in slices.items()}
-    return {HEADER: json.dumps(places)}
+    return {HEADER: json.dumps(places), **header_of_pairs({name: one.data for name, one in slices.items()})}
+
+
+def header_of_pairs(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What a file's header says of its complex tensors; empty where none is stored as pairs."""
+    names = [name for name, tensor in tensors.items() if stored_as_pairs(tensor)]
+    return {PAIRS: json.dumps(names)} if names else {}
+
+
+def stored_as_pairs(tensor: Tensor) -> bool:
+    """Whether the format has no type for it."""
+    return tensor.dtype == torch.complex128
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,19 @@ class _Piece:
     name: str
     offsets: tuple[int, ...]
     size: tuple[int, ...]
+    in_pairs: bool  # complex numbers, each stored as two real ones
 
     def take(self, index: Index) -> Tensor:
         """A view of the mapped file: only what is copied from it is read."""
         found: Tensor = self.file.get_slice(self.name)[index]
-        return found
+        return torch.view_as_complex(found.contiguous()) if self.in_pairs else found
+
+    def whole(self) -> Tensor:
+        """All of it, mapped."""
+        found: Tensor = self.file.get_tensor(self.name)
+        if not found.numel():  # which all begin at one address, and torch.save does not take that for chance
+            found = found.clone()
+        return torch.view_as_complex(found) if self.in_pairs else found
 
     def overlap(self, start: Sequence[int], size: Sequence[int]) -> tuple[Index, Index] | None:
         """Where it overlaps with a block, seen from the piece and from the block; None where it does not."""
@@ -87,9 +109,17 @@ class Contents:
         shapes = self._shapes.setdefault(part, {})
         try:
             file = self._files.enter_context(safe_open(path, framework="pt"))
-            places = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            about = file.metadata() or {}
+            places, pairs = json.loads(about.get(HEADER, "{}")), set(json.loads(about.get(PAIRS, "[]")))
             for name in file.keys():  # noqa: SIM118
                 size = tuple(file.get_slice(name).get_shape())
+                if name in pairs:
+                    *size_of_pairs, two = size
+                    if two != 2:
+                        raise ValueError(
+                            f"{name} is said to be complex, and its last dimension is {two}, not 2"
+                        )
+                    size = tuple(size_of_pairs)
                 place = places.get(name, {"shape": size, "offsets": [0] * len(size)})
                 shape = tuple(int(count) for count in place["shape"])
                 offsets = tuple(int(count) for count in place["offsets"])
@@ -99,7 +129,7 @@ class Contents:
                 )
                 if not inside or shapes.setdefault(name, shape) != shape:
                     raise ValueError(f"{name} has a slice that does not fit the others")
-                pieces.setdefault(name, []).append(_Piece(file, name, offsets, size))
+                pieces.setdefault(name, []).append(_Piece(file, name, offsets, size, name in pairs))
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptRecord(f"{path} cannot be read: {error}") from None
 
@@ -167,8 +197,7 @@ class Contents:
         pieces = self._pieces[part][name]
         if len(pieces) > 1:
             return self.read(part, name)
-        found: Tensor = pieces[0].file.get_tensor(name)
-        return found
+        return pieces[0].whole()
 
     def close(self) -> None:
         """Unmap."""

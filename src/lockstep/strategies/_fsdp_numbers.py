@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 
 def numbers(module: nn.Module) -> set[nn.Parameter]:
-    """Those of a module, which FSDP is told to leave alone."""
-    return {parameter for parameter in module.parameters() if not parameter.dim()}
+    """Those of a module, which FSDP is told to leave alone; and those without any number, which it cannot sum."""
+    return {parameter for parameter in module.parameters() if not (parameter.dim() and parameter.numel())}
 
 
 class Numbers:

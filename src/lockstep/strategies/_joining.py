@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lockstep.errors import UsageError
@@ -26,6 +27,20 @@ def mesh_of_ranks(device: str, shape: tuple[int, ...], names: tuple[str, ...]) -
     for subgroup in mesh.get_all_groups():
         dist.set_timeout(NO_LIMIT, subgroup)
     return mesh
+
+
+@torch.no_grad()
+def broadcast_from_rank_0(module: nn.Module) -> None:
+    """Rank 0's weights and buffers for all, of any type and layout."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not tensor.numel():
+            continue
+        values = tensor.detach()
+        plain = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+        sent = plain.contiguous()
+        dist.broadcast(sent.view(torch.uint8) if sent.dtype == torch.bool else sent, 0)
+        if sent.data_ptr() != values.data_ptr():
+            values.copy_(torch.view_as_complex(sent) if values.is_complex() else sent)
 
 
 def for_sums(group: Group) -> Transport | None:

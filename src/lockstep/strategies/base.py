@@ -188,24 +188,14 @@ class Strategy:
 
         Statistics of batches differ between ranks, and where their micro-batches do, so do counts of passes.
         """
-        if self.group.world_size == 1:
-            return
         for buffer in self.buffers_of_rank_0():
-            kind = (
-                buffer.dtype if buffer.is_floating_point() else torch.int64
-            )  # which holds every smaller one
-            flat = buffer.reshape(-1).to(kind, copy=True)
-            if self.group.rank:
-                flat.zero_()
-            shared = self.total(flat).view_as(buffer).to(buffer.dtype)
-            if not torch.equal(shared, buffer):  # else it may be of memory that cannot be written to
-                buffer.copy_(shared)
+            self.take_from_rank_0(buffer)
 
     def buffers_of_rank_0(self) -> Iterator[Tensor]:
-        """Those that are saved, but for complex ones, which do not travel."""
+        """Those that are saved."""
         for part in self.module.modules():
             for name, buffer in part.named_buffers(recurse=False):
-                if name not in part._non_persistent_buffers_set and not buffer.is_complex():
+                if name not in part._non_persistent_buffers_set:
                     yield buffer
 
     def describe(self) -> dict[str, Any]:
@@ -213,14 +203,25 @@ class Strategy:
         return {}
 
     def share_initial_weights(self, module: nn.Module) -> None:
-        """Rank 0's weights for all: the others contribute zeros to a sum."""
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                flat = tensor.detach().reshape(-1).clone()
-                if self.group.rank:
-                    flat.zero_()
-                self.total(flat)
-                tensor.detach().copy_(flat.view_as(tensor))
+        """Rank 0's weights and buffers for all, also where the constructor draws from a generator that nobody seeds."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self.take_from_rank_0(tensor)
+
+    @torch.no_grad()
+    def take_from_rank_0(self, tensor: Tensor) -> None:
+        """Rank 0's values for all ranks, in place: the others contribute zeros to a sum."""
+        if self.group.world_size == 1 or not tensor.numel():
+            return
+        values = tensor.detach()
+        pairs = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+        # Whole numbers and booleans travel in a type that holds them all.
+        kind = pairs.dtype if pairs.is_floating_point() else torch.int64
+        flat = pairs.reshape(-1).to(kind, copy=True)
+        if self.group.rank:
+            flat.zero_()
+        shared = self.total(flat).view_as(pairs).to(pairs.dtype)
+        if not torch.equal(shared, pairs):  # else it may be of memory that cannot be written to
+            values.copy_(torch.view_as_complex(shared) if values.is_complex() else shared)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks, the same on each."""

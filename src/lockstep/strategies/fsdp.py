@@ -38,7 +38,7 @@ from lockstep.strategies._fsdp_wrap import (
     separable,
     whole_gradient_bytes,
 )
-from lockstep.strategies._joining import for_sums, join
+from lockstep.strategies._joining import broadcast_from_rank_0, for_sums, join
 from lockstep.strategies._some import Some
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock
@@ -121,9 +121,7 @@ class Fsdp(Strategy):
         self.transport = for_sums(self.group)
         if self.param_dtype is torch.float16:
             self.passes.loss_scale.switch_on()
-        with torch.no_grad():
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+        broadcast_from_rank_0(module)
         self.module = self.model = self._wrap(module, device)
         self._parts = Parts(self.module)
         self._numbers = Numbers(self.module, self.group.world_size)

@@ -6,6 +6,7 @@ To be read first, and to measure `allreduce` against: it is the same maths witho
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import nn
 
 from lockstep.collectives import execute
 from lockstep.collectives.schedule import make
@@ -27,6 +28,11 @@ class Naive(Strategy):
         super().__init__(group)
         self.schedule = make("all_reduce", algorithm, group.rank, group.world_size)
         self.transport = open_transport(group, transport)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Every rank begins with rank 0's weights."""
+        self.share_initial_weights(module)
+        return super().place(module)
 
     def sync(self) -> float:
         """Sum every gradient over the ranks: each is divided by the global count already.

@@ -87,6 +87,7 @@ class ParameterServer(Strategy):
     def place(self, module: nn.Module) -> nn.Module:
         """Lay the weights out flat, so that what the servers send is received in place."""
         assert self.transport is not None
+        self.share_initial_weights(module)  # what is not trained, the servers do not send
         named = _slices.trained(module)
         slices = _slices.cut(named, self.count)
         self._servers = Servers(self.transport, self.group.world_size, slices, _slices.flatten(named))

@@ -84,6 +84,11 @@ class Pipeline(Strategy):
         """All of the global batch: the first stage needs its features, the last its labels."""
         return Shard(0, 1, 1)
 
+    def place(self, module: nn.Module) -> nn.Module:
+        """Every rank begins with rank 0's weights, while it has all of them."""
+        self.share_initial_weights(module)
+        return super().place(module)
+
     def settle(self, batch: Batch) -> None:
         """Cut the model, now that a batch shows what goes from part to part, and keep this rank's stages of it."""
         if getattr(self.module, "_compiled_call_impl", None) is not None:

@@ -32,7 +32,7 @@ from lockstep.errors import RunFailed
 from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._fsdp_wrap import separable
-from lockstep.strategies._joining import join, mesh_of_ranks
+from lockstep.strategies._joining import broadcast_from_rank_0, join, mesh_of_ranks
 from lockstep.strategies._some import Some
 from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_alike import Alike, divided_by
@@ -96,9 +96,7 @@ class Tensor(Strategy):
         device = next(module.parameters()).device
         make_contiguous(module)
         self._join(device)
-        with torch.no_grad():
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+        broadcast_from_rank_0(module)
         ties = tied(module, self.plan)
         alone = list(separable(module, self.reads)[0].values())
         mesh = mesh_of_ranks(device.type, (self.groups, self.size), ("data", "tensor"))
