@@ -1,4 +1,4 @@
-"""State of every kind is trained, saved, resumed and judged alike under all strategies, or refused by all in one line."""
+"""State of every kind is trained, saved, resumed and judged alike under all strategies, or refused by all of them."""
 
 import contextlib
 
@@ -213,7 +213,7 @@ def test_weights_are_found_with_and_without_what_a_wrapper_puts_before_their_nam
 
 def test_complex_numbers_come_back_from_a_checkpoint_as_they_were_and_from_its_pairs(tmp_path):
     module = nn.ParameterDict({"c": nn.Parameter(torch.randn(3, 2, dtype=torch.complex128))})
-    state = {"model": {"c": module["c"].detach().conj(), "none": torch.ones(0)}, "optimizer": {}}
+    state = {"model": {"c": module["c"].detach().clone().conj(), "none": torch.ones(0)}, "optimizer": {}}
     path = checkpoint.save(tmp_path, state, {"step": 1})
     found = checkpoint.open_verified(path)
     assert torch.equal(found.tensors()["model"]["c"], state["model"]["c"])

@@ -65,14 +65,14 @@ class _Piece:
     def take(self, index: Index) -> Tensor:
         """A view of the mapped file: only what is copied from it is read."""
         found: Tensor = self.file.get_slice(self.name)[index]
-        return torch.view_as_complex(found.contiguous()) if self.in_pairs else found
+        return _paired(found) if self.in_pairs else found
 
     def whole(self) -> Tensor:
         """All of it, mapped."""
         found: Tensor = self.file.get_tensor(self.name)
         if not found.numel():  # which all begin at one address, and torch.save does not take that for chance
             found = found.clone()
-        return torch.view_as_complex(found) if self.in_pairs else found
+        return _paired(found) if self.in_pairs else found
 
     def overlap(self, start: Sequence[int], size: Sequence[int]) -> tuple[Index, Index] | None:
         """Where it overlaps with a block, seen from the piece and from the block; None where it does not."""
@@ -84,6 +84,11 @@ class _Piece:
             own.append(slice(low - at, high - at))
             others.append(slice(low - begin, high - begin))
         return tuple(own), tuple(others)
+
+
+def _paired(found: Tensor) -> Tensor:
+    """Of a copy: files align to 8 bytes, and torch reads a complex number of 16 as one that is aligned to as many."""
+    return torch.view_as_complex(found.clone(memory_format=torch.contiguous_format))
 
 
 class Contents:
