@@ -205,8 +205,12 @@ def _since_last_event(descriptor: int, size: int) -> bytes:
 
 
 def _write(descriptor: int, run: Run, data: bytes) -> None:
-    written = os.write(descriptor, data)
-    os.fsync(descriptor)
+    try:
+        written = os.write(descriptor, data)
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(run.events)
+        raise
     if written != len(data):
         raise OSError(
             errno.ENOSPC, f"only {written} of {len(data)} bytes of an event could be written", str(run.events)

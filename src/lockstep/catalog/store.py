@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from lockstep import full_disk
 from lockstep.errors import CorruptRecord
 from lockstep.files import fsync_folder, read_json, sha256_of, temporary_beside, write_json
 
@@ -110,7 +111,7 @@ def _make_durable(file: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with temporary_beside(target) as temporary:
+    with full_disk.needing(target, source.stat().st_size), temporary_beside(target) as temporary:
         shutil.copyfile(source, temporary)
         _make_durable(temporary)
         temporary.replace(target)

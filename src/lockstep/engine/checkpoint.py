@@ -5,7 +5,6 @@ SHA-256) last, fsync the folder, rename, fsync the parent, and read it all back.
 """
 
 import contextlib
-import errno
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -13,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lockstep import strict_json
+from lockstep import full_disk, strict_json
 from lockstep.catalog.seal import verify_folder, write_manifest
 from lockstep.engine.contents import Contents, header_of_pairs, stored_as_pairs
-from lockstep.errors import CorruptRecord, RunFailed
+from lockstep.errors import CorruptRecord
 from lockstep.files import fsync_folder, read_json
 from lockstep.strategies._state import State
 
 __all__ = ["FORMAT", "Checkpoint", "State", "newest", "open_verified", "prune", "save", "sweep"]
 
+WHOLE = "The earlier checkpoints are whole; make room and go on with --resume"
 FORMAT = 1
 
 
@@ -78,36 +77,13 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
         temporary.rename(target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise explained(
-                error, target, sum(t.nbytes for part in state.values() for t in part.values())
-            ) from error
-        raise
+        needed = sum(t.nbytes for part in state.values() for t in part.values())
+        raise full_disk.explained(error, target, needed, WHOLE) or error from error
     fsync_folder(checkpoints)
     findings = verify_folder(target)
     if findings:
         raise CorruptRecord(f"checkpoint {target} did not read back as written: {'; '.join(findings)}")
     return target
-
-
-def explained(error: Exception, target: Path, needed: int) -> Exception:
-    """A full disk said in words, with what is needed and what there is."""
-    number = getattr(error, "errno", None)
-    if number == errno.EFBIG or "os error 27" in str(error):
-        return RunFailed(
-            f"{target} needs about {needed:,} bytes, and a file may not be as large here (see ulimit -f). The earlier "
-            "checkpoints are whole; raise the limit and go on with --resume",
-            "disk full",
-        )
-    full = number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-    if not full:
-        return error
-    free = shutil.disk_usage(target.parent).free
-    return RunFailed(
-        f"the disk is full: {target} needs about {needed:,} bytes and {free:,} are free. The earlier checkpoints "
-        "are whole; make room and go on with --resume",
-        "disk full",
-    )
 
 
 def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """A rank's metrics: one JSON line per write, handed to the kernel at once, so that no death loses a line."""
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -8,18 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lockstep import strict_json
+from lockstep import full_disk, strict_json
 
 
 class Metrics:
     """An append-only JSON-lines file of one rank and attempt."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append a line. One system call a line: 2 microseconds, and a follower sees it at once."""
-        os.write(self._descriptor, f"{strict_json.encode({'kind': kind, **fields})}\n".encode())
+        line = f"{strict_json.encode({'kind': kind, **fields})}\n".encode()
+        with full_disk.needing(self._path, len(line)):
+            if os.write(self._descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, "only a part of a line could be written", str(self._path))
 
     def close(self) -> None:
         """Flush to the disk and close."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lockstep import plugins
+from lockstep import full_disk, plugins
 from lockstep.board import Board
 from lockstep.catalog import imports
 from lockstep.catalog.run import Run
@@ -103,6 +103,7 @@ def _room_for_words(run: Run, index: int) -> int:
 
 
 def _leave_word(run: Run, index: int, descriptor: int, error: BaseException) -> None:
+    error = full_disk.explained(error) or error
     expected = isinstance(error, LockstepError)
     message = str(error) if expected else f"{type(error).__name__}: {error}"
     word = {

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lockstep import full_disk
 from lockstep.catalog.run import Run
 from lockstep.engine import caveats, checkpoint
-from lockstep.engine.checkpoint import Checkpoint, State
+from lockstep.engine.checkpoint import WHOLE, Checkpoint, State
 from lockstep.engine.contents import Contents
 from lockstep.engine.job import Job
 from lockstep.engine.optimizers import learning_rate
@@ -151,7 +152,8 @@ def write_model(run: Run, parameters: Parameters, state: State, step: int) -> No
     """distributed_model_checkpoint.pt: plain tensors and numbers, loads with weights_only=True, and without a GPU."""
     optimizer = parameters.training.optimizer
     state = {part: {name: value.cpu() for name, value in tensors.items()} for part, tensors in state.items()}
-    with temporary_beside(run.model) as temporary:
+    needed = sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
+    with full_disk.needing(run.model, needed, WHOLE), temporary_beside(run.model) as temporary:
         torch.save(
             {
                 "model": state["model"],

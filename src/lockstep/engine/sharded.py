@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lockstep import strict_json
+from lockstep import full_disk, strict_json
 from lockstep.catalog.manifest import (
     MANIFEST,
     compare,
@@ -27,7 +27,7 @@ from lockstep.catalog.manifest import (
     verify_folder,
     walk,
 )
-from lockstep.engine.checkpoint import FORMAT, explained, folder_name, remove, storable
+from lockstep.engine.checkpoint import FORMAT, WHOLE, folder_name, remove, storable
 from lockstep.engine.contents import PARTS, file_name, header
 from lockstep.errors import CorruptRecord
 from lockstep.files import fsync_folder, write_atomically
@@ -70,7 +70,7 @@ def save(checkpoints: Path, slices: Slices, meta: dict[str, Any], ranks: Ranks) 
         shutil.rmtree(temporary, ignore_errors=True)  # which lets the others fail, if nothing else does
         if isinstance(error, (OSError, SafetensorError)):
             needed = sum(one.data.nbytes for part in slices.values() for one in part.values())
-            raise explained(error, target, needed) from error
+            raise full_disk.explained(error, target, needed, WHOLE) or error from error
         raise
     return target
 

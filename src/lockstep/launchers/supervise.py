@@ -144,8 +144,6 @@ def _is_echo(word: dict[str, Any]) -> bool:
 
 def _raised(watched: Watched, word: dict[str, Any]) -> RunFailed:
     index, cause = word["rank"], word["cause"]
-    if word["errno"] == 28:
-        cause = "disk full"
     if word["expected"]:
         return _tagged(watched, RunFailed(word["message"], cause), index)
     where = f"{_name(watched, index)} raised {word['message']}{_at(watched, index)}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lockstep import signals
+from lockstep import full_disk, signals
 from lockstep.catalog import events, facts, listing, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, read_object, readable, sha256_of
@@ -46,10 +46,11 @@ def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict
     except Interrupted as error:
         ending |= {"status": "interrupted", "cause": error.signal_name, "message": str(error)}
         code = Interrupted.exit_status
-    except Exception as error:
-        ending |= _ending(error)
+    except Exception as found:
+        said = full_disk.explained(found) or found
+        ending |= _ending(said)
         code = 1
-        _explain(session, error)
+        _explain(session, said)
     signals.ignore()  # it has ended; what is left takes a moment and must be whole
     recorder.join()
     _finish(session, ending)
@@ -58,8 +59,6 @@ def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict
 
 def _ending(error: Exception) -> dict[str, Any]:
     cause, rank = getattr(error, "cause", "exception"), getattr(error, "rank", None)
-    if isinstance(error, OSError) and error.errno == 28:
-        cause = "disk full"
     return {"status": "failed", "cause": cause, "message": _message(error), "rank": rank}
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lockstep import parameters, plugins
+from lockstep import full_disk, parameters, plugins
 from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.errors import UsageError
@@ -51,7 +51,8 @@ def keep_weights(run: Run, wanted: Parameters, folder: Path) -> dict[str, Any] |
     if not kept.is_file():
         source = weights_file(name, folder)
         with temporary_beside(kept) as temporary:
-            shutil.copyfile(source, temporary)
+            with full_disk.needing(temporary, source.stat().st_size):
+                shutil.copyfile(source, temporary)
             digest = store.put(run.catalog, temporary)
         store.link(run.catalog, digest, kept)
     return {"from": name, "file": kept.name, "bytes": kept.stat().st_size, "sha256": sha256_of(kept)}

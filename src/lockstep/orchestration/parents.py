@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lockstep import full_disk
 from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.run import Run
 from lockstep.errors import CorruptRecord, UsageError
@@ -87,7 +88,8 @@ def adopt(run: Run, parent: Parent) -> None:
         try:
             os.link(file, run.start / file.name)
         except OSError:
-            shutil.copy2(file, run.start / file.name)
+            with full_disk.needing(run.start / file.name, file.stat().st_size):
+                shutil.copy2(file, run.start / file.name)
     fsync_folder(run.start)
     if verify_folder(run.start):
         raise CorruptRecord(f"{parent.checkpoint} changed while it was copied")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lockstep import __version__, plugins
+from lockstep import __version__, full_disk, plugins
 from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.datasets import Pictures, Source, Tokens
@@ -114,7 +114,8 @@ def _write(run: Run, source: Source | Tokens | Pictures, data: Data, seed: int) 
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.data) as folder:
         for name, tensors in parts.items():
             file = Path(folder) / f"{name}.safetensors"
-            save_file(tensors, file)
+            with full_disk.needing(run.data / file.name, sum(each.nbytes for each in tensors.values())):
+                save_file(tensors, file)
             size = file.stat().st_size
             count = samples(tensors, about)
             files[name] = {"sha256": store.put(run.catalog, file), "bytes": size, "samples": count}

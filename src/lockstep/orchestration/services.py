@@ -15,7 +15,7 @@ from extensions.run_log_store.file_system import FileSystemRunLogstore
 from runnable import defaults, task_console
 from runnable.datastore import DataCatalog, RunLog, StepAttempt
 
-from lockstep import strict_json
+from lockstep import full_disk, strict_json
 from lockstep.catalog import events
 from lockstep.errors import Interrupted
 from lockstep.files import read_json, write_atomically
@@ -122,7 +122,11 @@ class Executor(LocalExecutor):  # type: ignore[misc]
     def add_task_log_to_catalog(self, name: str, iter_variable: Any = None) -> None:  # noqa: ARG002
         """Keep the step's output as logs/<step>.log; the stock one is put in place and then removed."""
         text = task_console.export_text(clear=True)
-        with (Path("logs") / f"{name}.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        path = Path("logs") / f"{name}.log"
+        with (
+            full_disk.needing(path.absolute(), len(text)),
+            path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write(text)
 
     def add_code_identities(self, node: Any, attempt_log: StepAttempt) -> None:

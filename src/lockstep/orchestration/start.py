@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lockstep import __version__, own_modules, parameters
+from lockstep import __version__, full_disk, own_modules, parameters
 from lockstep.catalog import events, seal, status
 from lockstep.catalog.run import Run, check_run_id, claim, find
 from lockstep.errors import UsageError
@@ -128,7 +128,8 @@ def new_run(
     if parent is not None:
         adopt(run, parent)
     if inherited is not None:
-        shutil.copyfile(inherited, run.path / inherited.name)
+        with full_disk.needing(run.path / inherited.name, inherited.stat().st_size):
+            shutil.copyfile(inherited, run.path / inherited.name)
     display.line(f"lockstep  run {run.run_id}{parent.in_words() if parent else ''}", "bold")
     session = Session(run, display, request.folder, server, 1, began)
     return carry_out(session, request, request.tag, origin, descriptor)
