@@ -168,7 +168,7 @@ def claim(catalog: Path, run_id: str | None) -> Run:
             if run_id:
                 raise UsageError(
                     f"run id {run_id!r} exists already in {catalog}: choose another, "
-                    f"or continue it with --resume {run_id}"
+                    f"or continue it: uv run lockstep resume {run_id}"
                 ) from None
             continue
         for name in ("data", "checkpoints", "metrics", "logs"):
@@ -195,7 +195,7 @@ def find(catalog: Path, name: str) -> Run:
         return runs[0]
     ids = sorted(run_ids(catalog), reverse=True)
     if not ids:
-        raise UsageError(f"no runs in {catalog} yet: uv run pipeline.py makes one")
+        raise UsageError(f"no runs in {catalog} yet: uv run lockstep run makes one")
     matches = [run_id for run_id in ids if run_id.startswith(name)]
     if len(matches) == 1:
         return Run(catalog / matches[0])

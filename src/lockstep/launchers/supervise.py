@@ -121,7 +121,9 @@ def failure(watched: Watched, out_of_memory: bool) -> RunFailed:
     text = f"{_name(watched, index)} ended with exit status {code}{_at(watched, index)}, without an exception"
     free = shutil.disk_usage(watched.run.path).free
     if free < LEAST_FREE_BYTES:
-        text += f". The disk of {watched.run.path} is full ({free:,} bytes free): make room and --resume"
+        text += (
+            f". The disk of {watched.run.path} is full ({free:,} bytes free): make room and continue the run"
+        )
         return _described(watched, index, text, "disk full")
     return _described(watched, index, text, "exception")
 

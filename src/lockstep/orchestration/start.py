@@ -15,7 +15,7 @@ from lockstep.catalog.run import Run, check_run_id, claim, find
 from lockstep.errors import UsageError
 from lockstep.files import read_json, write_atomically
 from lockstep.launchers.client import Server
-from lockstep.orchestration import changes, inputs
+from lockstep.orchestration import changes, hints, inputs
 from lockstep.orchestration.changes import Change
 from lockstep.orchestration.display import Display
 from lockstep.orchestration.parents import Parent, adopt, newest_checkpoint, refuse_what_cannot_follow
@@ -216,8 +216,8 @@ def nothing_to_resume(request: Request, run: Run, before: Parameters, display: D
         f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,"
     )
     more = f"{request.example}={before.training.epochs * 2}"
-    resume_ = f"resume {run.run_id}" if request.asks else f"--resume {run.run_id}"
-    display.line(f"change something, for example: {resume_} {more}")
+    again = hints.to_resume(request.argv, request.folder, request.catalog, run, more)
+    display.line(f"change something, for example: {again}")
     return 0
 
 
@@ -245,18 +245,10 @@ def carry_out(
         else:
             session.display.line(f"run     {session.run.run_id}", "bold")
             session.display.line(f"        {session.run.path}")
-            session.display.line(f"        to continue: {command(request, session.run.run_id)}")
+            again = hints.to_resume(request.argv, request.folder, request.catalog, session.run)
+            session.display.line(f"        to continue: {again}")
         return code
     finally:
         if session.server is not None:
             session.server.close()
         status.release(session.run, descriptor)
-
-
-def command(request: Request, run_id: str) -> str:
-    """How the user goes on with a run, in the words that this one was started with."""
-    script = Path(request.argv[0] if request.argv else "")
-    if script.name in ("lockstep", "__main__.py"):
-        return f"uv run lockstep resume {run_id}"
-    inside = script.is_absolute() and script.is_relative_to(request.folder)
-    return f"uv run {script.relative_to(request.folder) if inside else script} --resume {run_id}"
