@@ -12,7 +12,7 @@ from lockstep.errors import LockstepError, RunFailed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LIMITED = errno.EFBIG
-GO_ON = "Make room and go on with --resume"
+GO_ON = "Make room and continue the run"
 # safetensors (and all of Rust) has the number in its message; torch's archives only say that less was written.
 _RUST = re.compile(r"\(os error (\d+)\)")
 _TORCH = re.compile(r"PytorchStreamWriter failed writing|unexpected pos")

@@ -24,7 +24,7 @@ from lockstep.strategies._state import State
 
 __all__ = ["FORMAT", "Checkpoint", "State", "newest", "open_verified", "prune", "save", "sweep"]
 
-WHOLE = "The earlier checkpoints are whole; make room and go on with --resume"
+WHOLE = "The earlier checkpoints are whole; make room and continue the run"
 FORMAT = 1
 
 
