@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from compared_runs import build, recorded
+from compared_runs import build, imported, recorded
 from conftest import wait_until
 from lockstep import cli
-from lockstep.catalog import events, provenance, seal, verdicts
+from lockstep.catalog import distributions, events, provenance, seal, verdicts
 from lockstep.catalog.run import Run, find
 from lockstep.errors import UsageError
 from lockstep.files import read_json
@@ -79,7 +79,9 @@ class Project:
         described = {"file": "source.patch", "bytes": len(patch), "sha256": hashlib.sha256(patch).hexdigest()}
         commit = self.git("rev-parse", "HEAD").strip()
         code = {"commit": commit, "patch": described, "tree": None, "left_out_count": 0, "folder": "."}
-        run = build(self.catalog, "a", provenance=recorded(git=code, **provenance.surroundings()), **options)
+        here = {**provenance.surroundings(), "distributions": distributions.installed()}
+        known = imported() | {"packages": ["numpy"]}
+        run = build(self.catalog, "a", provenance=recorded(git=code, **here), imports=known, **options)
         run.patch.write_bytes(patch)
         events.append(run, "started", attempt=1, process={})
         events.append(run, "finished", status="succeeded", cause=None, message=None, rank=None)

@@ -7,7 +7,7 @@ from typing import Any
 from lockstep import full_disk, parameters, plugins
 from lockstep.catalog import store
 from lockstep.catalog.run import Run
-from lockstep.errors import UsageError
+from lockstep.errors import MissingPackage, UsageError
 from lockstep.files import read_object, sha256_of, temporary_beside
 from lockstep.orchestration import combinations, prepare
 from lockstep.parameters import Parameters
@@ -15,10 +15,23 @@ from lockstep.parameters import Parameters
 WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
-def require(wanted: Parameters, folder: Path, inherited: Path | None = None) -> None:
-    """Raise UsageError for what does not go together or is not there, before anything is written."""
+def require(
+    wanted: Parameters, folder: Path, inherited: Path | None = None, repeated: Run | None = None
+) -> None:
+    """Raise UsageError for what does not go together or is not there, before anything is written.
+
+    The files of the data need not be there where a run is repeated whose own splits are.
+    """
     combinations.check(wanted)
-    prepare.require_files(wanted.data, folder)
+    try:
+        prepare.require_files(wanted.data, folder)
+    except UsageError as error:
+        if (
+            isinstance(error, MissingPackage)
+            or repeated is None
+            or not (repeated.data / "data.json").is_file()
+        ):
+            raise
     if wanted.model.weights is not None and inherited is None:
         weights_file(wanted.model.weights, folder)
 

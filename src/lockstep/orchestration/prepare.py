@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from lockstep.catalog import store
 from lockstep.catalog.run import Run
 from lockstep.datasets import Pictures, Source, Tokens
 from lockstep.errors import CorruptRecord
-from lockstep.files import digest_of, read_json, readable, sha256_of, write_json
+from lockstep.files import digest_of, read_json, readable, sha256_of, temporary_beside, write_json
 from lockstep.orchestration import splits
 from lockstep.orchestration.splits import SPLITS
 from lockstep.parameters import Data
@@ -71,6 +72,27 @@ def prepare(run: Run, data: Data, seed: int, folder: Path) -> dict[str, Any]:
     description |= {"identity": digest_of(identity), "made_from": identity}
     store.remember(run.catalog, key, description)
     return _link(run, description)
+
+
+def as_it_was(run: Run, repeated: Run) -> dict[str, Any]:
+    """Give a run the splits of the one that it repeats, from the store or that run's own folder; data.json's content.
+
+    Raises CorruptRecord where neither holds the bytes that were recorded.
+    """
+    description: dict[str, Any] = read_json(repeated.data / "data.json")
+    for name in SPLITS:
+        digest, target = description["files"][name]["sha256"], run.data / f"{name}.safetensors"
+        try:
+            store.link(run.catalog, digest, target)
+        except (CorruptRecord, FileNotFoundError):
+            with temporary_beside(target) as copy:
+                shutil.copyfile(repeated.data / target.name, copy)
+                if sha256_of(copy) != digest:
+                    raise CorruptRecord(f"{repeated.data / target.name} is not what was prepared") from None
+                store.put(run.catalog, copy)
+            store.link(run.catalog, digest, target)
+    write_json(run.data / "data.json", description)
+    return description
 
 
 def require_files(data: Data, folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import __version__
-from lockstep.catalog import compare, seal, status, verdicts
+from lockstep.catalog import compare, git, seal, status, verdicts
 from lockstep.catalog.compare import code, inputs
 from lockstep.catalog.events import utc_now
 from lockstep.catalog.report.values import at, mapping
@@ -89,10 +89,9 @@ def reproduce(wish: Wish) -> Outcome:
         inside = at(read_object(run.provenance), "git", "folder")
         with worktree.recreated(state, inside if isinstance(inside, str) else None, folders) as place:
             differs += own_code_elsewhere(run, place)
+            differs += what_is_brought(run, state, place, wish.folder)
             if worktree.has_submodules(place.root):
                 differs.append("the code names other repositories (.gitmodules), which are not checked out")
-            if state.gap:
-                differs.append(state.gap)
             recorded = at(read_object(run.provenance), "packages", "lockstep")
             if not (place.root / "src" / "lockstep").is_dir() and recorded not in (None, __version__):
                 differs.append(f"lockstep: {recorded} then, {__version__} here")
@@ -177,6 +176,30 @@ def own_code_elsewhere(run: Run, place: Recreated) -> list[str]:
             )
         said.append(f"{key} is {value}, from a package that is installed here: its code is not in the record")
     return said
+
+
+def what_is_brought(run: Run, state: code.State, place: Recreated, folder: Path) -> list[str]:
+    """Put beside the recorded code what git does not hold: files that the patch leaves out, and the lock file.
+
+    Returns what cannot be had; UsageError where that is code.
+    """
+    surroundings.bring_lock(run, place)
+    try:
+        top = git.open_repository(folder).folder
+    except git.GitError:
+        top = folder
+    lacking = worktree.bring(state.missing, top, place.root)
+    refused = [each.path for each in lacking if each.is_code and (each.sha256 or each.tracked)]
+    if refused:
+        raise UsageError(
+            f"the code of run {run.run_id} is not all recorded: its patch leaves out {', '.join(refused[:5])}, and "
+            f"{top} does not hold the bytes of that time any more; put them back there, and it can be repeated"
+        )
+    some_are_not_named = state.gap is not None and not state.missing
+    said = [f"not in the patch, and not here as it was: {each.path}" for each in lacking[:10]]
+    if some_are_not_named or len(lacking) > 10:
+        said.append(str(state.gap))
+    return said + surroundings.other_modules(run, top)
 
 
 def _announce(wish: Wish, state: code.State, differs: list[str], chosen: Interpreter) -> None:

@@ -27,6 +27,7 @@ class Session:
     server: Server | None = None
     attempt: int = 1
     began: float = field(default_factory=time.monotonic)
+    repeats: Run | None = None  # the run whose record this one is to repeat
     failure: Exception | None = None  # what a step raised: Runnable keeps only that one did
     stoppable: bool = False  # while the ranks train, a first Ctrl-C asks them to stop
     stop_signal: str | None = None

@@ -105,7 +105,8 @@ def new_run(
     """Claim a folder, write the parameters, and make the first attempt."""
     server.prepare(wanted.distributed.start_method, request.folder, wanted.distributed.strategy.name)
     inherited = inputs.inherited_weights(parent.run, wanted) if parent else None
-    inputs.require(wanted, request.folder, inherited)
+    repeated = parent.run if parent is not None and parent.kind == "reproduced" else None
+    inputs.require(wanted, request.folder, inherited, repeated)
     run = claim(request.catalog, request.run_id)
     descriptor = status.hold(run)
     origin = parent.as_dict() if parent else None
@@ -131,7 +132,7 @@ def new_run(
         with full_disk.needing(run.path / inherited.name, inherited.stat().st_size):
             shutil.copyfile(inherited, run.path / inherited.name)
     display.line(f"lockstep  run {run.run_id}{parent.in_words() if parent else ''}", "bold")
-    session = Session(run, display, request.folder, server, 1, began)
+    session = Session(run, display, request.folder, server, 1, began, repeats=repeated)
     return carry_out(session, request, request.tag, origin, descriptor)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from lockstep.board import Board
 from lockstep.catalog import imports
-from lockstep.errors import Interrupted, LockstepError, RunFailed
+from lockstep.errors import Interrupted, LockstepError, MissingPackage, RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.launchers.supervise import Watched, end_group, supervise
 from lockstep.orchestration import aggregate, closing, forecast, inputs, plan, prepare, servers
@@ -44,10 +44,26 @@ def prepare_data(seed: int, data: dict[str, Any]) -> str:
     """Prepare the splits, or link those that stand in the store already."""
     session = current()
     parameters = _parameters(seed=seed, data=data, distributed={"world_size": 1})
-    description = prepare.prepare(session.run, parameters.data, seed, session.folder)
+    description = _prepared(session, parameters, seed)
     counts = {name: file["samples"] for name, file in description["files"].items()}
     session.display.say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return str(description["identity"])
+
+
+def _prepared(session: Session, parameters: Parameters, seed: int) -> dict[str, Any]:
+    """The data, made from what stands here; for a repetition that finds nothing to make them from, as they were."""
+    try:
+        return prepare.prepare(session.run, parameters.data, seed, session.folder)
+    except Exception as error:
+        missing = isinstance(error, MissingPackage)
+        if missing or session.repeats is None or not (session.repeats.data / "data.json").is_file():
+            raise
+        description = prepare.as_it_was(session.run, session.repeats)
+        session.warn(
+            f"the data cannot be prepared from what stands beside the recorded code ({error}): the splits of run "
+            f"{session.repeats.run_id} are used, as they were recorded"
+        )
+        return description
 
 
 @_step

@@ -10,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import provenance
+from lockstep import own_modules
+from lockstep.catalog import git, imports, provenance
 from lockstep.catalog.compare import inputs
 from lockstep.catalog.report.values import mapping
-from lockstep.catalog.run import Run
+from lockstep.catalog.run import Run, project_root
 from lockstep.errors import UsageError
 from lockstep.files import read_object
 from lockstep.orchestration.worktree import Recreated
@@ -85,6 +86,10 @@ def other_packages(run: Run) -> list[str]:
         for each in metadata.distributions()
         if each.name
     }
+    for key, version in inputs.distributions_of(run).items():
+        name, _, what = key.rpartition(".")
+        if what == "version" and name not in ("uv", "lockstep") and installed.get(name) != version:
+            found.setdefault(name, f"{name} {version} then, {installed.get(name) or 'absent'} here")
     for name, versions in inputs.locked_versions(run).items():
         here = installed.get(name)
         if here is not None and here not in versions.split(", ") and name not in found and name != "lockstep":
@@ -143,6 +148,27 @@ def _synced(run: Run, at: Recreated, other: list[str]) -> Interpreter:
     )
 
 
+def bring_lock(run: Run, at: Recreated) -> None:
+    """Put the run's lock file where its code looks for one, where git did not hold it."""
+    lock, target = run.path / "uv.lock", project_root(at.folder) / "uv.lock"
+    if lock.is_file() and target.is_relative_to(at.root) and not os.path.lexists(target):
+        shutil.copyfile(lock, target)
+
+
+def other_modules(run: Run, top: Path) -> list[str]:
+    """Modules of the user's own that the run imported from outside of its repository, and that are others now."""
+    found = []
+    for name, module in mapping(imports.read(run).get("modules")).items():
+        file, digest = mapping(module).get("file"), mapping(module).get("sha256")
+        if not isinstance(file, str) or Path(file).is_relative_to(top):
+            continue
+        now = own_modules.digest_of(Path(file))
+        if now != digest:
+            how = "is not here" if now is None else "holds other code than then"
+            found.append(f"module {name}: {file} {how}")
+    return found
+
+
 def _project(at: Recreated) -> Path:
     """The folder in the recorded code whose pyproject.toml the run's uv.lock belongs to."""
     for folder in (at.folder, *at.folder.parents):
@@ -166,5 +192,17 @@ def environment(run: Run, at: Recreated, ours: bool = True) -> dict[str, str]:
             found[name] = value
     folders = dict.fromkeys([at.root / "src", at.folder / "src", at.folder, at.root])
     path = [str(folder) for folder in folders if folder.is_dir()]
-    found["PYTHONPATH"] = os.pathsep.join([*path, str(PACKAGE.parent)] if ours else path)
+    path += [str(PACKAGE.parent)] if ours else []
+    # What else was on the path then, after the recorded code; not the repository as it is today.
+    today = _top_of(Path.cwd())
+    theirs = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    path += [each for each in theirs if today is None or not Path(each).absolute().is_relative_to(today)]
+    found["PYTHONPATH"] = os.pathsep.join(path)
     return found
+
+
+def _top_of(folder: Path) -> Path | None:
+    try:
+        return git.open_repository(folder).folder
+    except git.GitError:
+        return None

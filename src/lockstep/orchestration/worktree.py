@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lockstep import linux, signals
 from lockstep.catalog import git
 from lockstep.catalog.compare import code
 from lockstep.errors import UsageError
+from lockstep.files import contained, sha256_of
 
 PREFIX = "lockstep-reproduce-"
 CHECKOUT_SECONDS = 600.0
@@ -99,6 +100,24 @@ def _remove(repository: git.Git, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     with contextlib.suppress(git.GitError):
         repository("worktree", "prune")
+
+
+def bring(missing: Iterable[code.Missing], top: Path, root: Path) -> list[code.Missing]:
+    """Copy what the patch leaves out from the work tree at ``top``, where it still holds the recorded bytes.
+
+    Returns what is not to be had there.
+    """
+    lacking = []
+    for each in missing:
+        try:
+            source, target = contained(Path(each.path), top), contained(Path(each.path), root)
+            if each.sha256 is None or sha256_of(source) != each.sha256:
+                raise OSError("it holds other bytes")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+        except (OSError, ValueError):
+            lacking.append(each)
+    return lacking
 
 
 def _within(root: Path, inside: str | None) -> Path:

@@ -136,7 +136,8 @@ def locked_versions(run: Run) -> dict[str, str]:
 def environment(a: Run, b: Run) -> list[Apart]:
     """What differs around two runs; packages of uv.lock by name, where the two are not the same file."""
     found = differences(environment_of(a), environment_of(b)) + imported(a, b)
-    if any(each.key == "uv_lock.sha256" for each in found):
+    lock = next((each for each in found if each.key == "uv_lock.sha256"), None)
+    if lock is not None and None not in (lock.a, lock.b):  # of one that has no lock file nothing is absent
         locked = differences(locked_versions(a), locked_versions(b))
         found += [Apart(f"uv_lock.{each.key}", each.a, each.b) for each in locked]
     return found
