@@ -19,7 +19,7 @@ from lockstep.catalog import events, leftovers, listing, status, store, tombston
 from lockstep.catalog.manifest import walk
 from lockstep.catalog.query_values import instant
 from lockstep.catalog.report.values import at, mapping, moment
-from lockstep.catalog.run import RUN_ID, Run, run_ids
+from lockstep.catalog.run import Run, is_name, run_ids
 from lockstep.errors import UsageError
 from lockstep.files import fsync_folder, read_object
 
@@ -255,7 +255,7 @@ def finish(catalog: Path) -> list[str]:
     for path in sorted(catalog.glob(f"{REMOVING}*")):
         named = _LEFT.fullmatch(path.name)
         run_id = named.group(1) if named else ""
-        if not RUN_ID.fullmatch(run_id) or path.is_symlink() or not path.is_dir():
+        if not is_name(run_id) or path.is_symlink() or not path.is_dir():
             continue
         run = Run(path)
         created = next((event.get("time") for event in events.read(run)), None)

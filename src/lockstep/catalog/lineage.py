@@ -10,7 +10,7 @@ from typing import Any
 
 from lockstep.catalog import events, listing
 from lockstep.catalog.report.values import at, mapping
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import RUN_ID, Run, is_name
 from lockstep.files import read_object
 
 TOMBSTONES = ".tombstones"
@@ -38,7 +38,7 @@ def parent_of(run: Run) -> dict[str, Any]:
 
 def tombstone(catalog: Path, run_id: str) -> dict[str, Any]:
     """What is left of a run that was collected; empty where there is nothing."""
-    if not RUN_ID.fullmatch(run_id):
+    if not is_name(run_id):
         return {}
     return read_object(catalog / TOMBSTONES / f"{run_id}.json", depth=2)
 
@@ -91,7 +91,7 @@ def _tombstones(catalog: Path) -> list[str]:
         names = [path.name.removesuffix(".json") for path in folder.iterdir() if path.suffix == ".json"]
     except OSError:
         return []
-    return sorted((name for name in names if RUN_ID.fullmatch(name)), reverse=True)
+    return sorted((name for name in names if is_name(name)), reverse=True)
 
 
 def _parent_in(left: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lockstep import linux
 from lockstep.catalog import index, run_parameters, status
+from lockstep.catalog.access import unreadable
 from lockstep.catalog.facts import Facts, are_facts, facts_of, files_of
 from lockstep.catalog.index import Index
 from lockstep.catalog.report.values import moment
@@ -57,7 +58,9 @@ def _cached(cache: Index, run: Run) -> Facts:
 def _row(run: Run, read: Callable[[], Facts], now: float) -> dict[str, Any]:
     facts = read()
     word, cause, seconds = facts.word, facts.cause, facts.seconds
-    if word not in status.ENDINGS:
+    if word not in status.ENDINGS and not facts.attempt and unreadable(run):
+        word, cause = "unknown", "not readable"
+    elif word not in status.ENDINGS:
         running = linux.is_locked(run.lock)
         if not running:
             facts = read()  # it may have ended between the two questions; unchanged files are not read again

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lockstep.catalog.access import check_catalog, keep_out_of_git, unreadable
 from lockstep.errors import UsageError
 from lockstep.files import printable
 
@@ -144,6 +145,11 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def is_name(name: str) -> bool:
+    """Whether a run's folder may be called so: by ``RUN_ID`` when it is made, and by any name afterwards."""
+    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
+
+
 def project_root(start: Path) -> Path:
     """The nearest folder at or above ``start`` that holds pyproject.toml or .git; else ``start`` itself."""
     for folder in (start, *start.parents):
@@ -154,8 +160,10 @@ def project_root(start: Path) -> Path:
 
 def claim(catalog: Path, run_id: str | None) -> Run:
     """Make the folder of a new run. ``mkdir`` decides between two starters: one wins, the other is refused."""
+    check_catalog(catalog)
     try:
         catalog.mkdir(parents=True, exist_ok=True)
+        keep_out_of_git(catalog)
     except (FileExistsError, NotADirectoryError):
         raise UsageError(
             f"--catalog: found {catalog}, which is or lies in a file; allowed: a folder"
@@ -186,11 +194,11 @@ def find(catalog: Path, name: str) -> Run:
     if os.sep in name or name in (".", ".."):
         folder = Path(name).resolve()
         if _is_run(str(folder)):
-            return Run(folder)
+            return _readable(Run(folder))
         raise UsageError(f"{printable(name)} is not a run's folder: it has no events.jsonl")
-    catalog = catalog.resolve()
-    if RUN_ID.fullmatch(name) and name != "latest" and _is_own_run(f"{catalog}/{name}"):
-        return Run(catalog / name)
+    catalog = check_catalog(catalog).resolve()
+    if is_name(name) and name != "latest" and _is_own_run(f"{catalog}/{name}"):
+        return _readable(Run(catalog / name))
     if name == "latest" and (runs := all_runs(catalog)):
         return runs[0]
     ids = sorted(run_ids(catalog), reverse=True)
@@ -198,25 +206,29 @@ def find(catalog: Path, name: str) -> Run:
         raise UsageError(f"no runs in {catalog} yet: uv run lockstep run makes one")
     matches = [run_id for run_id in ids if run_id.startswith(name)]
     if len(matches) == 1:
-        return Run(catalog / matches[0])
+        return _readable(Run(catalog / matches[0]))
     if matches:
-        shown = "\n".join(f"  {run_id}" for run_id in matches[:MOST_CANDIDATES])
+        shown = "\n".join(f"  {printable(run_id)}" for run_id in matches[:MOST_CANDIDATES])
         rest = len(matches) - MOST_CANDIDATES
         more = f"\n  and {rest} more" if rest > 0 else ""
         raise UsageError(f"{name!r} fits {len(matches)} runs: give more of the id\n{shown}{more}")
     import difflib  # only for a name that is wrong
 
     near = difflib.get_close_matches(name[:64], ids[:1000], n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    newest = ", ".join(run.run_id for run in all_runs(catalog)[:5])
+    meant = f"; did you mean {printable(near[0])}?" if near else ""
+    newest = ", ".join(printable(run.run_id) for run in all_runs(catalog)[:5])
     raise UsageError(f"no run {name!r} in {catalog}; the newest are {newest}{meant}")
 
 
 def run_ids(catalog: Path) -> list[str]:
-    """The names of all folders in a catalog that hold a run's history, in no order. Links are no runs."""
+    """The names of all folders in a catalog that hold a run's history, in no order, also of those that cannot be read.
+
+    Links are no runs. Raises UsageError where the catalog cannot be read.
+    """
+    check_catalog(catalog)
     try:
         with os.scandir(catalog) as entries:
-            names = [entry.name for entry in entries if RUN_ID.fullmatch(entry.name) and _is_folder(entry)]
+            names = [entry.name for entry in entries if is_name(entry.name) and _is_folder(entry)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [name for name in names if _is_run(f"{catalog}/{name}")]
@@ -227,6 +239,12 @@ def all_runs(catalog: Path) -> list[Run]:
     catalog = catalog.resolve()
     found = sorted(((_created(f"{catalog}/{name}"), name) for name in run_ids(catalog)), reverse=True)
     return [Run(catalog / name) for _, name in found]
+
+
+def _readable(run: Run) -> Run:
+    if why := unreadable(run):
+        raise UsageError(why)
+    return run
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -241,6 +259,8 @@ def _is_own_run(folder: str) -> bool:
 def _is_run(folder: str) -> bool:
     try:
         return stat.S_ISREG(os.lstat(f"{folder}/events.jsonl").st_mode)
+    except PermissionError:
+        return True  # a folder that another user keeps closed: ``unreadable`` tells
     except (OSError, ValueError):
         return False
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from lockstep import linux
 from lockstep.catalog import events
+from lockstep.catalog.access import unreadable
 from lockstep.catalog.run import Run
 from lockstep.errors import UsageError
 
@@ -56,6 +57,8 @@ def of(run: Run) -> Status:
     status, process = recorded(events.read(run))
     if status.word in ENDINGS:
         return status
+    if not status.attempt and (why := unreadable(run)):
+        return _with(status, "unknown", "not readable", why)
     if linux.is_locked(run.lock):
         return running(status)
     status, process = recorded(events.read(run))  # it may have ended between the two questions

@@ -12,7 +12,7 @@ from lockstep.catalog import events, status
 from lockstep.catalog.lineage import TOMBSTONES
 from lockstep.catalog.manifest import digest_of_file, outside_the_seal, read_manifest, walk
 from lockstep.catalog.report.values import at, mapping
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.catalog.seal import head_of
 from lockstep.files import fsync_folder, read_object, write_json
 
@@ -92,7 +92,7 @@ def paths(catalog: Path) -> list[Path]:
     folder = catalog / TOMBSTONES
     if folder.is_symlink() or not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob("*.json") if RUN_ID.fullmatch(path.stem))
+    return sorted(path for path in folder.glob("*.json") if is_name(path.stem))
 
 
 def _digest(path: Path) -> str | None:

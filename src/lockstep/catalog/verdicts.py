@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.catalog.manifest import digest_of_file
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.files import fsync_folder, read_object, write_json
 
 FOLDER = ".verdicts"
@@ -42,5 +42,5 @@ def read(catalog: Path) -> list[dict[str, Any]]:
         names = [] if folder.is_symlink() else sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
-    named = [name for name in reversed(names) if RUN_ID.fullmatch(re.sub(r"\.json$", "", name))]
+    named = [name for name in reversed(names) if is_name(re.sub(r"\.json$", "", name))]
     return [found for name in named if (found := read_object(folder / name, 2))]

@@ -4,6 +4,7 @@ import argparse
 import gc
 from pathlib import Path
 
+from lockstep.catalog.access import check_catalog
 from lockstep.catalog.list_text import table
 from lockstep.catalog.query import COLUMNS, STATUSES, Query, ask
 from lockstep.catalog.run import CATALOG, project_root
@@ -56,7 +57,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 def catalog_of(arguments: argparse.Namespace) -> Path:
     """The catalog that was named, or the project's."""
     folder = Path.cwd()
-    return (arguments.catalog or project_root(folder) / CATALOG).absolute()
+    return check_catalog((arguments.catalog or project_root(folder) / CATALOG).absolute())
 
 
 def run(arguments: argparse.Namespace) -> int:

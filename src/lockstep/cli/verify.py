@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lockstep.catalog import anchor, git, verification
 from lockstep.catalog.finding import Finding
-from lockstep.catalog.run import RUN_ID, Run, find
+from lockstep.catalog.run import Run, find, is_name
 from lockstep.catalog.verification import Digests, Verdict, stores
 from lockstep.catalog.verification.record import Record
 from lockstep.cli import output
@@ -67,7 +67,7 @@ def _named(catalog: Path, name: str) -> Run:
             for each in ("manifest.json", "parameters.yaml", "events.jsonl")
             if os.path.lexists(folder / each)
         ]
-        if left and RUN_ID.fullmatch(folder.resolve().name):
+        if left and is_name(folder.resolve().name):
             return Run(folder.resolve())
         raise
 

@@ -13,7 +13,7 @@ from lockstep import strict_json
 from lockstep.catalog import listing
 from lockstep.catalog.report import render_from_outside
 from lockstep.catalog.report.page import policy as report_policy
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.catalog.text import json_safe
 from lockstep.errors import UsageError
 from lockstep.files import printable
@@ -81,7 +81,7 @@ class Site:
 
     def _run(self, run_id: str) -> Run:
         """A run by its whole id. The id is checked before it becomes part of any path."""
-        if RUN_ID.fullmatch(run_id):
+        if is_name(run_id):
             run = Run((self.catalog / run_id).resolve())
             if run.events.is_file():
                 return run

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lockstep import linux
 from lockstep.catalog.diagnosis.ailment import Ailment, is_settled, removal
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 
 SHARED_MEMORY = Path("/dev/shm")
 DAY = 86400.0
@@ -115,4 +115,4 @@ def _runs_of(process: Process, catalog: Path) -> list[str]:
     """Which runs' folders it writes to."""
     prefix = f"{catalog}/"
     names = {path.removeprefix(prefix).split("/")[0] for path in process.paths if path.startswith(prefix)}
-    return sorted(name for name in names if RUN_ID.fullmatch(name))
+    return sorted(name for name in names if is_name(name))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lockstep.catalog import events, leftovers, status
+from lockstep.catalog.access import unreadable
 from lockstep.catalog.diagnosis.ailment import Ailment, is_settled
 from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.run import Run
@@ -16,6 +17,9 @@ from lockstep.files import open_plain, read_object, read_plain
 
 def examine(run: Run) -> Iterator[Ailment]:
     """All that a death left in a run's folder. Nothing of a run that is running, here or perhaps elsewhere."""
+    if why := unreadable(run):
+        yield Ailment(str(run.path), f"cannot be looked at: {why}", "Its owner's lockstep doctor can")
+        return
     word = status.of(run).word
     if word in ("running", "unknown"):
         return

@@ -10,7 +10,7 @@ from typing import Any
 from lockstep.catalog import tombstones
 from lockstep.catalog.manifest import LARGEST_BYTES, MANIFEST, digest_of_file, walk
 from lockstep.catalog.report.values import mapping
-from lockstep.catalog.run import RUN_ID
+from lockstep.catalog.run import is_name
 from lockstep.files import open_plain, parse_json, read_object, read_plain
 
 _TAIL = 600  # bytes of a history that hold its last line, where that is a seal
@@ -67,7 +67,7 @@ def run_ids(catalog: Path) -> Iterator[str]:
             names = [each.name for each in entries if each.is_dir(follow_symlinks=False)]
     except OSError:
         return
-    yield from (name for name in sorted(names) if RUN_ID.fullmatch(name))
+    yield from (name for name in sorted(names) if is_name(name))
 
 
 def _in_run(catalog: Path, run_id: str, targets: list[Target]) -> Holding | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.catalog import anchor, events, seal, signature, status
+from lockstep.catalog.access import unreadable
 from lockstep.catalog.anchor import Anchor
 from lockstep.catalog.finding import Finding, of_history
 from lockstep.catalog.leftovers import TEMPORARY
@@ -88,6 +89,8 @@ def verify(
     ``signers`` is an allowed_signers file (ssh-keygen(1)); with ``must_be_signed`` a run that nobody in it
     has signed as it stands is a finding.
     """
+    if why := unreadable(run):
+        return Verdict(run, "unknown", findings=[Finding("events.jsonl", f"cannot be checked: {why}")])
     digest = digests or Digests()
     word = status.of(run).word
     record, verdict = Record(run), Verdict(run, word)

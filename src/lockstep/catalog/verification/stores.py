@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lockstep.catalog import status, store
+from lockstep.catalog.access import unreadable
 from lockstep.catalog.finding import Finding
 from lockstep.catalog.report.values import mapping
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import RUN_ID, Run, is_name
 from lockstep.catalog.verification.record import entries
 from lockstep.files import digest_of, read_object
 
@@ -18,10 +19,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def runs(catalog: Path) -> list[Run]:
     """Every folder with a history, by name; also those whose history no reader would take."""
-    found = [
-        Run(path) for path in entries(catalog.resolve()) if RUN_ID.fullmatch(path.name) and path.is_dir()
+    found = [Run(path) for path in entries(catalog.resolve()) if is_name(path.name) and path.is_dir()]
+    return [
+        run for run in found if not run.path.is_symlink() and (os.path.lexists(run.events) or unreadable(run))
     ]
-    return [run for run in found if not run.path.is_symlink() and os.path.lexists(run.events)]
 
 
 def findings(catalog: Path, digest: Callable[[Path], str]) -> Iterator[Finding]:
