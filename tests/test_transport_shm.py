@@ -15,6 +15,7 @@ from conftest import alive, wait_until
 from lockstep.errors import UsageError
 from lockstep.transports import shm
 from lockstep.transports.base import Label, TransportError
+from marks import slow
 from transport_start import Start
 
 
@@ -85,3 +86,13 @@ def test_a_segment_that_an_earlier_process_left_word_of_is_passed_over(tmp_path:
     (tmp_path / "rendezvous-shm").write_text(json.dumps(word))
     with pytest.raises(TransportError, match="rank 0 did not create the shared memory within"):
         ranks_of.opened("shm", 1, 2, tmp_path, 0.2)
+
+
+@pytest.mark.parametrize(("ranks", "rounds", "looks"), [
+    (4, 600, False), slow(2, 30_000, False), slow(2, 30_000, True), slow(3, 20_000, True), slow(5, 10_000, False),
+])  # fmt: skip
+def test_no_wake_up_is_ever_lost(start: Start, ranks: int, rounds: int, looks: bool) -> None:
+    """A rank that slept through what it waits for would sleep for the minute after which it looks by itself."""
+    start("longest_sleep", ranks, ranks=ranks, rounds=rounds, looks=looks)
+    start.wait()
+    assert max(start.result(rank) for rank in range(ranks)) < 50

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from lockstep.collectives.topology import Topology
 from lockstep.errors import LockstepError
 from lockstep.linux import die_with_parent
 from lockstep.strategies.base import Group
+from lockstep.transports import _waiting
 from lockstep.transports.base import Label, Transport, TransportError
 
 # Loaded here, since parsing source in several threads at once can fail in Python 3.11.
@@ -195,6 +197,50 @@ def limits_of_torch(rank: int, folder: Path) -> list[float]:
     mesh = mesh_of_ranks("cpu", (2, 1), ("data", "tensor"))
     groups = [torch.distributed.group.WORLD, *mesh.get_all_groups()]
     return [group._get_backend(device).options._timeout.total_seconds() for group in groups]
+
+
+def longest_sleep(rank: int, folder: Path, ranks: int, rounds: int, looks: bool) -> float:
+    """Collectives and messages of all kinds with delays at random; the seconds of the longest of them.
+
+    Nobody looks by itself for a minute, so that whoever is not woken is seen to sleep.
+    """
+    _waiting.SLICE_SECONDS = 60.0
+    ours = opened("shm", rank, ranks, folder, 100.0, slot_kb=4)
+    ours._waiting._looks_first = looks
+    draw = random.Random(rank)
+    small, large = torch.zeros(16), torch.zeros(100_003)  # which is more than all slots of a pair
+    ways = [
+        (make("all_reduce", name, rank, ranks), buffer)
+        for name in ("direct", "ring")
+        for buffer in (small, large)
+    ]
+    weights = [100, 1, 30, 1]
+    order = random.Random(0)  # the same on all ranks
+    longest = 0.0
+    for number in range(rounds):
+        until = time.perf_counter() + draw.random() * 0.0001
+        while time.perf_counter() < until:
+            pass
+        began = time.monotonic()
+        if number % 50:
+            schedule, buffer = order.choices(ways, weights)[0]
+            execute.run(schedule, ours, buffer)
+        else:
+            swapped = in_threads(ranks - 1, lambda other: _swap(ours, (rank + 1 + other) % ranks))
+            assert swapped == [True] * (ranks - 1), swapped
+        longest = max(longest, time.monotonic() - began)
+    ours.close()
+    return longest
+
+
+def _swap(ours: Transport, peer: int) -> bool:
+    """Large messages in both directions; whether they came whole."""
+    out, into = torch.full((60_000,), float(ours.rank)), torch.empty(60_000)
+    for _ in range(3):
+        sent = ours.send(out, peer)
+        ours.recv(into, peer).wait()
+        sent.wait()
+    return bool((into == float(peer)).all())
 
 
 def dies(rank: int, folder: Path, transport: str, ranks: int, dead: int, algorithm: str) -> Any:

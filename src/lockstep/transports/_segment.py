@@ -22,7 +22,7 @@ from lockstep.transports.base import Group, Label, TransportError
 
 LINE = 64  # bytes of a cache line: no two ranks write to the same one
 WORDS = LINE // 8
-KINDS = ("pid", "ticks", "arrived", "left", "even", "odd")  # a rank's lines of control words
+KINDS = ("pid", "ticks", "arrived", "left", "even", "odd", "bell")  # a rank's lines of control words
 _JOIN = Label("join")
 _POLL_SECONDS = 0.001
 

@@ -23,6 +23,7 @@ class Slots:
         self._sent = [0] * transport.size
         self._received = [0] * transport.size
         self._lock = Lock()
+        self._wanted = False  # that somebody goes through the sends
 
     def send(self, tensor: Tensor, to: int, tag: int) -> "Send":
         """Put as much of it as there is room for."""
@@ -45,8 +46,11 @@ class Slots:
     def push(self) -> bool:
         """Go on with everything that is being sent; whether any of it went on."""
         moved = False
-        if self._lock.acquire(blocking=False):  # another thread of this rank does it otherwise
+        self._wanted = True
+        # Where another thread of this rank is at it, that one goes round once more when it is through.
+        while self._wanted and self._lock.acquire(blocking=False):
             try:
+                self._wanted = False
                 for sends in self._under_way:
                     while sends and sends[0].push():
                         moved = True
@@ -54,6 +58,8 @@ class Slots:
                             sends.popleft()
             finally:
                 self._lock.release()
+        if moved:
+            self.waiting.ring(self.transport.rank)  # another thread may wait for its send to end
         return moved
 
 
@@ -79,6 +85,7 @@ class Send:
         piece = self.data[self._offset : self._offset + layout.slot_bytes - HEAD]
         segment.bytes[start + HEAD : start + HEAD + len(piece)] = piece
         words[self._put] = number + 1
+        self._slots.waiting.ring(self._to)
         self._offset += len(piece)
         self.finished = self._offset == len(self.data)
         return True
@@ -120,6 +127,7 @@ class Receive:
             if part.numel():
                 self._take(part, self._slots.segment.tensor(start + HEAD, part.numel(), part.dtype))
             words[self._taken] = self._number + 1
+            self._slots.waiting.ring(self._source)
             offset += elements
             if offset >= self._into.numel():
                 return

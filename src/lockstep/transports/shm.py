@@ -85,6 +85,7 @@ class Shm(Transport):
     def close(self) -> None:
         """Tell the peers; the memory is the kernel's to free."""
         self._segment.close()
+        self._waiting.ring(*self._others)
 
     def all_reduce(self, buffer: Tensor) -> None:
         """Sum a flat tensor over all ranks, in the order of the ranks: the same bits on each of them.
@@ -177,6 +178,7 @@ class Shm(Transport):
         self._phase += 1
         words, phase = self._words, self._phase
         words[self._arrived[self.rank]] = phase
+        self._waiting.ring(*self._others)
         for peer in self._others:
             index = self._arrived[peer]
             if words[index] < phase:
