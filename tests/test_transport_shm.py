@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import transport_ranks as ranks_of
 from conftest import alive, wait_until
 from lockstep.errors import UsageError
 from lockstep.transports import shm
+from lockstep.transports._slots import Slots
 from lockstep.transports.base import Label, TransportError
 from marks import slow
 from transport_start import Start
@@ -96,3 +99,25 @@ def test_no_wake_up_is_ever_lost(start: Start, ranks: int, rounds: int, looks: b
     start("longest_sleep", ranks, ranks=ranks, rounds=rounds, looks=looks)
     start.wait()
     assert max(start.result(rank) for rank in range(ranks)) < 50
+
+
+def test_what_a_thread_could_not_push_the_one_that_kept_it_from_pushing_does() -> None:
+    """Else its message would lie there until somebody of this rank waits again."""
+    transport: Any = SimpleNamespace(rank=0, size=2)
+    slots = Slots(transport, None, SimpleNamespace(ring=lambda _: None))  # type: ignore[arg-type]
+    looks = []
+
+    class Full:
+        finished = False
+
+        def push(self) -> bool:
+            looks.append(threading.current_thread().name)
+            if len(looks) == 1:  # its slots are free a moment later, when another thread comes by
+                other = threading.Thread(target=slots.push)
+                other.start()
+                other.join()
+            return False
+
+    slots._under_way[1].append(Full())  # type: ignore[arg-type]
+    slots.push()
+    assert looks == [threading.main_thread().name] * 2
