@@ -19,6 +19,7 @@ from typing import Any
 from lockstep import strict_json
 
 CHUNK_BYTES = 1 << 20
+UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP)  # of a call that this kernel or file system does not have
 LARGEST_OBJECT_BYTES = 16 << 20  # of a JSON object in a record: far above any real one
 _PLAIN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe must not wait
 
@@ -39,11 +40,32 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def fsync(descriptor: int) -> None:
+    """Wait until a file is on disk, where its file system knows of that: some have nothing to wait for."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, *UNSUPPORTED):
+            raise
+
+
+def set_mode(place: Path | int, mode: int) -> None:
+    """Change who may read and write a file, where its file system keeps that (FAT, and some of networks, do not).
+
+    It guards against slips only: what a file holds is vouched for by digests.
+    """
+    try:
+        os.chmod(place, mode)  # noqa: PTH101 - also a descriptor
+    except OSError as error:
+        if error.errno not in (errno.EPERM, *UNSUPPORTED):
+            raise
+
+
 def fsync_folder(path: Path) -> None:
     """Make names that were added to or removed from a folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -68,8 +90,8 @@ def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> Non
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
+                set_mode(file.fileno(), mode)
+                fsync(file.fileno())
             temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:

@@ -4,9 +4,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import signal
 import struct
 import sys
+import tempfile
 from pathlib import Path
 
 from lockstep.errors import UsageError
@@ -75,8 +77,21 @@ def try_lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
+        refuse_without_locks(error, Path(f"/proc/self/fd/{descriptor}").readlink())
         raise
     return True
+
+
+def refuse_without_locks(error: OSError, path: Path) -> None:
+    """Raise UsageError where an error means that the file system has no locks.
+
+    Nothing takes their place: a lock ends with its process, on whatever host that is, and a note in a file does not.
+    """
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+        raise UsageError(
+            f"{path} cannot be locked ({error.strerror}), and a lock is what tells whether a run is going on: the file "
+            "system has none. Keep the runs on another one (--catalog FOLDER), or mount it with locks"
+        ) from error
 
 
 def is_locked(path: Path) -> bool:
@@ -95,6 +110,48 @@ def is_locked(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def anonymous_file(name: str) -> int:
+    """A descriptor of memory that no folder names, and that goes with its last user."""
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    except (AttributeError, OSError) as error:  # an old kernel or C library, or a sandbox that forbids it
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryFile(prefix=f"{name}-", dir=place) as file:
+        return os.dup(file.fileno())
+
+
+class Peer:
+    """A process, to be asked whether it has ended. A number that is given out again is no longer the process."""
+
+    def __init__(self, pid: int, ticks: int) -> None:
+        self._pid, self._ticks = pid, ticks
+        try:
+            self._descriptor: int | None = os.pidfd_open(pid)
+        except (
+            AttributeError,
+            OSError,
+        ):  # it has ended, or neither kernel nor sandbox knows such descriptors
+            self._descriptor = None
+        if start_ticks(pid) != ticks:
+            self.close()
+
+    def ended(self) -> bool:
+        """Whether it has ended (a zombie has)."""
+        if self._descriptor is None:
+            return start_ticks(self._pid) != self._ticks
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """What must hold before anything is started: the system, the packages, and that this command was started once."""
 
 import os
+import resource
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -17,6 +18,7 @@ PACKAGES = {
     "runnable": "runnable",
     "safetensors": "safetensors",
 }
+LEAST_DESCRIPTORS, WANTED_DESCRIPTORS = 64, 1024
 # Variables that launchers set in each process that they start: its number, and how many there are. The batch script
 # of Slurm itself has a SLURM_PROCID and a SLURM_NTASKS too; only what srun starts has a number of tasks in its step.
 LAUNCHERS = {
@@ -32,6 +34,23 @@ def require_training(what: str) -> None:
     require_linux(what)
     require_started_once(what)
     require_packages(what)
+    require_descriptors(what)
+
+
+def require_descriptors(what: str) -> None:
+    """Take as many open files as this process may have, where it was given few; refuse where even those are too few.
+
+    A rank has some twenty of its own and three for each other rank, and inherits the limit from here.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < WANTED_DESCRIPTORS:
+        soft = hard if 0 <= hard < WANTED_DESCRIPTORS else WANTED_DESCRIPTORS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < LEAST_DESCRIPTORS:
+        raise UsageError(
+            f"{what} may open {soft} files at once here (ulimit -n), needed: {LEAST_DESCRIPTORS} or more. "
+            f"Start it with more: ulimit -n {WANTED_DESCRIPTORS}"
+        )
 
 
 def require_started_once(what: str, environment: Mapping[str, str] = os.environ) -> None:

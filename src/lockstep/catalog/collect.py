@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lockstep import linux
 from lockstep.catalog import events, leftovers, listing, status, store, tombstones
 from lockstep.catalog.manifest import walk
 from lockstep.catalog.query_values import instant
@@ -183,6 +184,9 @@ def alone(catalog: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another lockstep gc is at work in {catalog}: wait for its end") from None
+        except OSError as error:
+            linux.refuse_without_locks(error, catalog)
+            raise
         yield
     finally:
         os.close(descriptor)

@@ -22,7 +22,7 @@ from typing import Any
 from lockstep import strict_json
 from lockstep.catalog.report.values import moment
 from lockstep.catalog.run import Run
-from lockstep.files import fsync_folder, read_beginning
+from lockstep.files import fsync, fsync_folder, read_beginning
 
 NO_PREVIOUS = "0" * 64
 LONGEST_READ = 16 << 20  # far above any real history; a reader need not swallow what is none
@@ -207,7 +207,7 @@ def _since_last_event(descriptor: int, size: int) -> bytes:
 def _write(descriptor: int, run: Run, data: bytes) -> None:
     try:
         written = os.write(descriptor, data)
-        os.fsync(descriptor)
+        fsync(descriptor)
     except OSError as error:
         error.filename = str(run.events)
         raise

@@ -19,7 +19,7 @@ from typing import Any
 
 from lockstep import __version__, strict_json
 from lockstep.catalog.side_by_side import WORTH_A_PROCESS, each
-from lockstep.files import parse_json, read_plain, temporary_beside
+from lockstep.files import parse_json, read_plain, set_mode, temporary_beside
 
 FORMAT = 3
 LARGEST_BYTES = 512 << 20
@@ -98,7 +98,7 @@ class Index:
         head = json.dumps({**self._head(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
         with temporary_beside(self._path) as temporary:
             temporary.write_bytes(head + b"\n" + body)
-            temporary.chmod(0o644)
+            set_mode(temporary, 0o644)
             temporary.replace(self._path)
 
     def _load(self) -> Mapping[str, Entry]:

@@ -16,7 +16,7 @@ from typing import Any
 from lockstep import strict_json
 from lockstep.catalog.finding import Finding
 from lockstep.errors import LockstepError
-from lockstep.files import fsync_folder, open_plain, printable, read_plain, write_atomically
+from lockstep.files import fsync, fsync_folder, open_plain, printable, read_plain, write_atomically
 
 MANIFEST = "manifest.json"
 SIGNATURES = "signatures"
@@ -170,7 +170,7 @@ def digest_of_file(path: Path, durable: bool = False) -> str:
     """
     with open_plain(path) as file:
         if durable:
-            os.fsync(file.fileno())
+            fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -19,6 +19,7 @@ from lockstep.catalog import events
 from lockstep.catalog.access import unreadable
 from lockstep.catalog.run import Run
 from lockstep.errors import UsageError
+from lockstep.files import set_mode
 
 ENDINGS = ("succeeded", "failed", "interrupted")
 
@@ -126,7 +127,7 @@ def _open_lock(run: Run) -> int | None:
     except OSError as error:
         raise UsageError(f"{run.live} has to be a folder of this run, no link: {error.strerror}") from error
     try:
-        os.fchmod(folder, 0o700)
+        set_mode(folder, 0o700)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open("lock", flags, 0o600, dir_fd=folder)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lockstep import full_disk
 from lockstep.errors import CorruptRecord
-from lockstep.files import fsync_folder, read_json, sha256_of, temporary_beside, write_json
+from lockstep.files import fsync, fsync_folder, read_json, set_mode, sha256_of, temporary_beside, write_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -104,8 +104,8 @@ def _is_whole(stored: Path, digest: str) -> bool:
 def _make_durable(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fchmod(descriptor, 0o444)
-        os.fsync(descriptor)
+        set_mode(descriptor, 0o444)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 

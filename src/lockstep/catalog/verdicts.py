@@ -10,7 +10,7 @@ from typing import Any
 
 from lockstep.catalog.manifest import digest_of_file
 from lockstep.catalog.run import Run, is_name
-from lockstep.files import fsync_folder, read_object, write_json
+from lockstep.files import fsync_folder, read_object, set_mode, write_json
 
 FOLDER = ".verdicts"
 
@@ -30,7 +30,7 @@ def write(catalog: Path, run_id: str, verdict: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / f"{run_id}.json"
     write_json(path, verdict)
-    path.chmod(0o444)
+    set_mode(path, 0o444)
     fsync_folder(folder)
     return path
 

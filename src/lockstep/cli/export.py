@@ -12,7 +12,7 @@ from lockstep.catalog.run import Run, find
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.errors import LockstepError, UsageError
-from lockstep.files import printable, temporary_beside, write_atomically
+from lockstep.files import printable, set_mode, temporary_beside, write_atomically
 
 Exporter = Callable[[Run, argparse.Namespace], int]
 
@@ -103,7 +103,7 @@ def _weights(found: Run, arguments: argparse.Namespace) -> int:
         with temporary_beside(target) as between, temporary_beside(target) as made:
             count = plain.write(checkpoint, between, about, arguments.ema)
             _as_pt(between, made)
-            made.chmod(0o644)
+            set_mode(made, 0o644)
             made.replace(target)
     noted = importlib.import_module("lockstep.catalog.exports")
     noted.note(found, checkpoint, target, noted.AVERAGE if arguments.ema else noted.WEIGHTS, count)

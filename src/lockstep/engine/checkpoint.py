@@ -19,7 +19,7 @@ from lockstep import full_disk, strict_json
 from lockstep.catalog.seal import verify_folder, write_manifest
 from lockstep.engine.contents import Contents, header_of_pairs, stored_as_pairs
 from lockstep.errors import CorruptRecord
-from lockstep.files import fsync_folder, read_json
+from lockstep.files import fsync_folder, read_json, set_mode
 from lockstep.strategies._state import State
 
 __all__ = ["FORMAT", "Checkpoint", "State", "newest", "open_verified", "prune", "save", "sweep"]
@@ -67,12 +67,12 @@ def save(checkpoints: Path, state: State, meta: dict[str, Any]) -> Path:
         for part, tensors in state.items():
             file = temporary / f"{part}.safetensors"
             save_file(storable(tensors), file, metadata=header_of_pairs(tensors) or None)
-            file.chmod(0o644)
+            set_mode(file, 0o644)
         text = strict_json.encode({"format": FORMAT, **meta}, indent=2)
         (temporary / "state.json").write_text(
             text + "\n", encoding="utf-8"
         )  # made durable with the others, by the manifest
-        temporary.chmod(0o755)
+        set_mode(temporary, 0o755)
         write_manifest(temporary)
         temporary.rename(target)
     except BaseException as error:

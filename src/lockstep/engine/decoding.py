@@ -17,6 +17,7 @@ from torch import Tensor
 
 import lockstep.datasets
 from lockstep.errors import RunFailed
+from lockstep.linux import anonymous_file
 
 Task = tuple[str, str, list[float] | None]  # path, SHA-256, crop
 MOST_SLOTS = (
@@ -82,7 +83,7 @@ class Decoder:
     def _start(self) -> None:
         """Fresh programs, not forks: this process has threads and, maybe, a process group."""
         image_bytes = 3 * self.size * self.size
-        descriptor = os.memfd_create("lockstep-images")
+        descriptor = anonymous_file("lockstep-images")
         os.ftruncate(descriptor, self.capacity * image_bytes)
         memory = mmap.mmap(descriptor, self.capacity * image_bytes)
         self._pixels = torch.frombuffer(memory, dtype=torch.uint8).view(-1, self.size, self.size, 3)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep import full_disk, strict_json
+from lockstep.files import fsync
 
 
 class Metrics:
@@ -28,7 +29,7 @@ class Metrics:
 
     def close(self) -> None:
         """Flush to the disk and close."""
-        os.fsync(self._descriptor)
+        fsync(self._descriptor)
         os.close(self._descriptor)
 
 

@@ -4,12 +4,13 @@ A process of its own, for the commands that do not import torch. OUT holds the s
 ``weights_only=True`` and into ``module.load_state_dict``.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from lockstep.files import fsync
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:])
     torch.save(load_file(source), target)
     with target.open("rb+") as file:
-        os.fsync(file.fileno())
+        fsync(file.fileno())
 
 
 if __name__ == "__main__":

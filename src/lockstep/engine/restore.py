@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +17,7 @@ from lockstep.engine.job import Job
 from lockstep.engine.optimizers import learning_rate
 from lockstep.engine.precision import PRECISIONS
 from lockstep.errors import RunFailed
-from lockstep.files import fsync_folder, read_json, temporary_beside, write_json
+from lockstep.files import fsync, fsync_folder, read_json, set_mode, temporary_beside, write_json
 from lockstep.parameters import Parameters
 
 NOTES = "notes.json"  # in the live folder: what rank 0 has to say to the user, for the pipeline to tell
@@ -168,7 +167,7 @@ def write_model(run: Run, parameters: Parameters, state: State, step: int) -> No
             temporary,
         )
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+            fsync(file.fileno())
+        set_mode(temporary, 0o644)
         temporary.replace(run.model)
     fsync_folder(run.path)

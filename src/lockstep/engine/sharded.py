@@ -30,7 +30,7 @@ from lockstep.catalog.manifest import (
 from lockstep.engine.checkpoint import FORMAT, WHOLE, folder_name, remove, storable
 from lockstep.engine.contents import PARTS, file_name, header
 from lockstep.errors import CorruptRecord
-from lockstep.files import fsync_folder, write_atomically
+from lockstep.files import fsync_folder, set_mode, write_atomically
 from lockstep.strategies._state import Slice, Slices
 
 _WORDS = 4  # of 64 bits in a SHA-256
@@ -95,7 +95,7 @@ def _write(folder: Path, slices: Slices, ranks: Ranks) -> dict[str, str]:
         path = folder / file_name(part, ranks.rank, ranks.world_size)
         tensors = storable({name: one.data for name, one in own.items()})
         save_file(tensors, path, metadata=header(own))
-        path.chmod(0o644)
+        set_mode(path, 0o644)
         digests[path.name] = digest_of_file(path, durable=True)
         _compare(path, tensors)
     return digests

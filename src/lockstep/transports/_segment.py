@@ -8,7 +8,6 @@ kernel allows to the same user alone; where it is to be found stands beside the 
 import json
 import mmap
 import os
-import select
 import time
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lockstep.files import write_json
-from lockstep.linux import start_ticks
+from lockstep.linux import Peer, anonymous_file, start_ticks
 from lockstep.running_time import RunningTime
 from lockstep.transports.base import Group, Label, TransportError
 
@@ -83,10 +82,14 @@ class Segment:
             self._meet(waited)
         finally:
             os.close(descriptor)
-        self._processes = {rank: self._pidfd(rank) for rank in range(layout.ranks) if rank != self.rank}
+        self._processes = {
+            rank: Peer(self.words[layout.word("pid", rank)], self.words[layout.word("ticks", rank)])
+            for rank in range(layout.ranks)
+            if rank != self.rank
+        }
 
     def _create(self) -> int:
-        descriptor = os.memfd_create("lockstep", os.MFD_CLOEXEC)
+        descriptor = anonymous_file("lockstep")
         os.ftruncate(descriptor, self.layout.total_bytes)
         pid = os.getpid()
         where = {"pid": pid, "start_ticks": start_ticks(pid), "descriptor": descriptor}
@@ -129,26 +132,9 @@ class Segment:
     def _failed(self, peer: int, how: str, cause: str = "exception") -> TransportError:
         return TransportError(f"rank {peer} {how}", rank=self.rank, peer=peer, label=_JOIN, cause=cause)
 
-    def _pidfd(self, rank: int) -> int | None:
-        """A descriptor that becomes readable when the process ends; None where it has ended already."""
-        pid = self.words[self.layout.word("pid", rank)]
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return None
-        if start_ticks(pid) == self.words[self.layout.word("ticks", rank)]:
-            return descriptor
-        os.close(descriptor)
-        return None
-
     def dead(self, rank: int) -> bool:
         """Whether a rank's process has ended (a zombie has)."""
-        descriptor = self._processes[rank]
-        if descriptor is None:
-            return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._processes[rank].ended()
 
     def left(self, rank: int) -> bool:
         """Whether a rank has said that it leaves."""
@@ -161,7 +147,5 @@ class Segment:
     def close(self) -> None:
         """Say that this rank leaves. The memory goes with the last tensor that lies in it."""
         self.words[self.layout.word("left", self.rank)] = 1
-        for descriptor in self._processes.values():
-            if descriptor is not None:
-                os.close(descriptor)
-        self._processes = dict.fromkeys(self._processes)
+        for process in self._processes.values():
+            process.close()

@@ -12,7 +12,7 @@ from lockstep.catalog.manifest import verify_folder
 from lockstep.catalog.run import Run
 from lockstep.catalog.verification.record import entries
 from lockstep.errors import LockstepError
-from lockstep.files import open_plain, read_object, read_plain
+from lockstep.files import fsync, open_plain, read_object, read_plain
 
 
 def examine(run: Run) -> Iterator[Ailment]:
@@ -127,7 +127,7 @@ def _cut(path: Path, place: int, size: int) -> str:
         if os.fstat(descriptor).st_size != size:
             return f"left {path} alone: it has changed meanwhile"
         os.ftruncate(descriptor, place)
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
     return f"cut the torn line of {size - place} bytes off {path}"

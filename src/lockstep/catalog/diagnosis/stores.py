@@ -15,7 +15,7 @@ from lockstep.catalog.manifest import digest_of_file
 from lockstep.catalog.report.values import at, mapping
 from lockstep.catalog.verification.record import entries
 from lockstep.errors import LockstepError
-from lockstep.files import read_object
+from lockstep.files import read_object, set_mode
 
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -71,7 +71,7 @@ def _remove_damaged(path: Path) -> str:
 
 
 def _protect(path: Path) -> str:
-    path.chmod(0o444)
+    set_mode(path, 0o444)
     return f"made {path} read-only"
 
 

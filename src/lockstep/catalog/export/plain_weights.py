@@ -5,7 +5,6 @@ whole. Every digest of the checkpoint is checked before anything is read.
 """
 
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from lockstep.catalog.report.values import mapping
 from lockstep.catalog.run import Run
 from lockstep.catalog.verification import safetensors_file
 from lockstep.errors import CorruptRecord, UsageError
-from lockstep.files import fsync_folder, open_plain, parse_json, read_object, temporary_beside
+from lockstep.files import (
+    fsync,
+    fsync_folder,
+    open_plain,
+    parse_json,
+    read_object,
+    set_mode,
+    temporary_beside,
+)
 
 PART = "model"
 HEADER = "slices"  # as engine.contents writes it
@@ -95,8 +102,8 @@ def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool =
         for name in order:
             fill(temporary, base + header[name]["data_offsets"][0], tensors[name])
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+            fsync(file.fileno())
+        set_mode(temporary, 0o644)
         temporary.replace(target)
     fsync_folder(target.parent)
     return len(tensors)
