@@ -50,9 +50,7 @@ def run_on(place: Path) -> Run:
     return run
 
 
-WORDS = (
-    r"the disk is full: {} needs about [\d,]+ bytes and [\d,]+ are free\. Make room and go on with --resume"
-)
+WORDS = r"the disk is full: {} needs about [\d,]+ bytes and [\d,]+ are free\. Make room and continue the run"
 
 
 def test_preparing_data_on_a_full_disk_names_the_split_and_its_bytes(small_disk):

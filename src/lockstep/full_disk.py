@@ -12,7 +12,6 @@ from lockstep.errors import LockstepError, RunFailed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LIMITED = errno.EFBIG
-GO_ON = "Make room and continue the run"
 # safetensors (and all of Rust) has the number in its message; torch's archives only say that less was written.
 _RUST = re.compile(r"\(os error (\d+)\)")
 _TORCH = re.compile(r"PytorchStreamWriter failed writing|unexpected pos")
@@ -30,7 +29,7 @@ def number_of(error: BaseException) -> int | None:
 
 
 def explained(
-    error: BaseException, target: Path | None = None, needed: int | None = None, advice: str = GO_ON
+    error: BaseException, target: Path | None = None, needed: int | None = None, kept: str = ""
 ) -> RunFailed | None:
     """The error in words, with the file, what it needs and what there is; None where it is another one."""
     number = number_of(error)
@@ -41,11 +40,14 @@ def explained(
     what = "a file" if target is None else str(target)
     needs = "could not be written" if needed is None else f"needs about {needed:,} bytes"
     if number == LIMITED:
-        text = f"{what} {needs}, and a file may not be as large here (see ulimit -f). Raise the limit, then: {advice}"
+        text = f"{what} {needs}, and a file may not be as large here (see ulimit -f). {kept}Raise the limit "
+        text += "and continue the run"
     elif number == errno.EDQUOT:
-        text = f"the disk is full for this user: {what} {needs}, and the quota allows no more (see quota). {advice}"
+        text = f"the disk is full for this user: {what} {needs}, and the quota allows no more (see quota). {kept}"
+        text += "Make room and continue the run"
     else:
-        text = f"the disk is full: {what} {needs} and {_free(target):,} are free. {advice}"
+        text = f"the disk is full: {what} {needs} and {_free(target):,} are free. {kept}"
+        text += "Make room and continue the run"
     return RunFailed(text, "disk full")
 
 
@@ -57,12 +59,12 @@ def _free(target: Path | None) -> int:
 
 
 @contextlib.contextmanager
-def needing(target: Path, bytes_: int | None = None, advice: str = GO_ON) -> Iterator[None]:
+def needing(target: Path, bytes_: int | None = None, kept: str = "") -> Iterator[None]:
     """Say it in words where there is no room for a file. Raises RunFailed, with the cause "disk full"."""
     try:
         yield
     except Exception as error:
-        said = explained(error, target, bytes_, advice)
+        said = explained(error, target, bytes_, kept)
         if said is None:
             raise
         raise said from error

@@ -24,7 +24,7 @@ from lockstep.strategies._state import State
 
 __all__ = ["FORMAT", "Checkpoint", "State", "newest", "open_verified", "prune", "save", "sweep"]
 
-WHOLE = "The earlier checkpoints are whole; make room and continue the run"
+WHOLE = "The earlier checkpoints are whole. "  # what a full disk has left
 FORMAT = 1
 
 
