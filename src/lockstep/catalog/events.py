@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import time as clock
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,7 @@ from lockstep.files import fsync, fsync_folder, read_beginning
 NO_PREVIOUS = "0" * 64
 LONGEST_READ = 16 << 20  # far above any real history; a reader need not swallow what is none
 MOST_READ = 20_000  # lines; of more than that, the first and the last are looked at
-_RESERVED = {"event", "time", "previous"}
+_RESERVED = {"event", "time", "previous", "uptime_us"}
 _first_value = json.JSONDecoder().raw_decode  # json.loads without what it does around it, which takes as long
 _STEPS = (b'{"event": "step_started"', b'{"event": "step_finished"')
 _ENDS = (b'{"event": "created"', b'{"event": "started"', b'{"event": "finished"')
@@ -39,8 +40,15 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def uptime_us() -> int:
+    """Microseconds since this machine was started, in its sleep too: within one boot they only go forward."""
+    return clock.clock_gettime_ns(clock.CLOCK_BOOTTIME) // 1000
+
+
 def append(run: Run, event: str, *, time: str | None = None, **fields: object) -> dict[str, Any]:
     """Add one event, on disk when this returns; returns it as written. ``time`` is now unless given.
+
+    Beside the time stands ``uptime_us``, by a clock that nobody can set: lengths are measured by it.
 
     Raises OSError, naming the file, where the line could not be written whole (a full disk).
     """
@@ -51,7 +59,9 @@ def append(run: Run, event: str, *, time: str | None = None, **fields: object) -
         try:
             size = os.fstat(descriptor).st_size
             before = _since_last_event(descriptor, size)
-            line = _line_after(before, event, time or utc_now(), fields)
+            line = _line_after(
+                before, event, time or utc_now(), {} if time else {"uptime_us": uptime_us()}, fields
+            )
             _write(descriptor, run, line)
         finally:
             os.close(descriptor)
@@ -66,7 +76,7 @@ def expected_line(content: bytes, event: str, time: str, **fields: object) -> by
     block = b""
     for line, found in _lines(content):
         block = (b"" if found is not None else block) + line + b"\n"
-    return _line_after(block if content.endswith(b"\n") else block[:-1], event, time, fields)
+    return _line_after(block if content.endswith(b"\n") else block[:-1], event, time, {}, fields)
 
 
 def read(run: Run) -> list[dict[str, Any]]:
@@ -174,12 +184,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return value if whole else None
 
 
-def _line_after(block: bytes, event: str, time: str, fields: dict[str, Any]) -> bytes:
+def _line_after(block: bytes, event: str, time: str, clock: dict[str, Any], fields: dict[str, Any]) -> bytes:
     """The line for an event that follows a block; after a torn block a newline comes first.
 
     Plain ASCII, so that showing the file raw is safe.
     """
-    value = {"event": event, "time": time, "previous": _digest(block), **fields}
+    value = {"event": event, "time": time, "previous": _digest(block), **clock, **fields}
     newline = b"\n" if block and not block.endswith(b"\n") else b""
     return newline + strict_json.encode(value).encode() + b"\n"
 

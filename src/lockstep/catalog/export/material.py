@@ -76,7 +76,9 @@ class Material:
             return None
         attempts = told_by(self.history).attempts
         last = attempts[-1].last if attempts else moment(self.history[-1].get("time"))
-        return moment(self.state.finished) or last
+        ended = last or moment(self.state.finished)
+        # A clock that was set back, in a record that has no other: an end before the start means nothing.
+        return ended if ended is None or self.began is None else max(ended, self.began)
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -58,11 +58,15 @@ def told_by(events: list[dict[str, Any]]) -> History:
     attempts: list[Attempt] = []
     warnings: list[str] = []
     finished: dict[str, Any] | None = None
+    first: dict[str, Any] = {}  # of the attempt
     for event in events:
         name, time = event.get("event"), moment(event.get("time"))
         if name == "started" or (not attempts and name in ("step_started", "step_finished")):
             attempts.append(Attempt(len(attempts) + 1, time, time))
             finished = None
+            first = event
+        if attempts and name in LIVED:
+            time = _since(first, event)
         if attempts and time is not None and finished is None and name in LIVED:
             attempts[-1].last = time
         if name in ("step_started", "step_finished"):
@@ -78,24 +82,39 @@ def told_by(events: list[dict[str, Any]]) -> History:
 
 def seconds_in(events: list[dict[str, Any]]) -> float | None:
     """``told_by(events).seconds``, from the first and the last time of each attempt: lists ask it of every run."""
-    attempts: list[list[object]] = []  # the times of what was written while it lived
+    attempts: list[list[dict[str, Any]]] = []  # what was written while it lived
     ended = False
     for event in events:
         name = event.get("event")
         if name == "started" or (not attempts and name in ("step_started", "step_finished")):
-            attempts.append([event.get("time")])
+            attempts.append([event])
             ended = False
         elif attempts and not ended and name in LIVED:
-            attempts[-1].append(event.get("time"))
+            attempts[-1].append(event)
         ended = ended or name == "finished"
-    known = [spent for times in attempts if (spent := _span(times)) is not None]
+    known = [spent for each in attempts if (spent := _span(each)) is not None]
     return sum(known) if known else None
 
 
-def _span(times: list[object]) -> float | None:
-    started = moment(times[0])
-    last = next((time for time in map(moment, reversed(times)) if time is not None), None)
+def _span(events: list[dict[str, Any]]) -> float | None:
+    started = moment(events[0].get("time"))
+    last = next((time for each in reversed(events) if (time := _since(events[0], each)) is not None), None)
     return None if started is None or last is None else max(0.0, last - started)
+
+
+def _since(first: dict[str, Any], event: dict[str, Any]) -> float | None:
+    """When an event of an attempt was, by the clock at its start and the seconds since: nobody set those meanwhile.
+
+    By its own time in records of versions that kept no other clock.
+    """
+    began, then, now = (
+        moment(first.get("time")),
+        number(first.get("uptime_us")),
+        number(event.get("uptime_us")),
+    )
+    if began is None or then is None or now is None or now < then:
+        return moment(event.get("time"))
+    return began + (now - then) / 1e6
 
 
 def _note_step(attempt: Attempt, event: dict[str, Any], time: float | None) -> None:

@@ -20,7 +20,7 @@ from lockstep.catalog.manifest import outside_the_seal, walk
 from lockstep.catalog.report.values import mapping, show_bytes
 from lockstep.catalog.run import Run
 from lockstep.catalog.signature import Signature
-from lockstep.catalog.verification import checkpoints, counts, links, runnable_log
+from lockstep.catalog.verification import checkpoints, clock, counts, links, runnable_log
 from lockstep.catalog.verification.record import Record, brief
 from lockstep.files import open_plain, printable
 
@@ -220,6 +220,7 @@ def _uncovered(verdict: Verdict, record: Record, state: seal.State) -> None:
 
 def _open_questions(verdict: Verdict, record: Record, state: seal.State) -> None:
     unproven = verdict.unproven
+    unproven += clock.sentences(record.history)[:5]
     vouched = [each for each in verdict.signatures if each.who and each.current and not each.bad]
     keys = [str(each.key) for each in verdict.signatures if not each.who and not each.bad]
     if keys:
