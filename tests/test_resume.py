@@ -257,3 +257,17 @@ def test_a_schedule_that_is_stretched_says_where_the_learning_rate_goes_on(serve
     start = max(same.checkpoints.iterdir())
     more = train(server, tmp_path, *constant, "training.epochs=2", start=start)
     assert not [event for event in events.read(more) if event["event"] == "warning"]
+
+
+def test_a_ranks_log_says_what_it_did(server, tmp_path):
+    run = train(server, tmp_path, "training.epochs=2", "distributed.strategy=allreduce")
+    steps = read_json(run.plan)["steps"]
+    for rank in (0, 1):
+        said = [line.partition(" UTC  ")[2] for line in run.rank_log(rank).read_text().splitlines()]
+        assert said[0].startswith(f"rank {rank} of 2 (allreduce) begins after step 0: attempt 1, process ")
+        assert "device cpu, 1 thread, torch" in said[0]
+        epochs = [line for line in said if line.startswith("epoch ")]
+        assert len(epochs) == 2 and "train loss 1." in epochs[0] and "validation loss" in epochs[1]
+        assert said[-1].startswith(f"ended after step {steps}: training is done")
+        saved = f"saved the checkpoint of step {steps}"
+        assert (saved in said) == (rank == 0)

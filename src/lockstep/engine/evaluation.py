@@ -15,6 +15,7 @@ from lockstep.engine.checkpoint import Checkpoint
 from lockstep.engine.device import HOST, choose, placed
 from lockstep.engine.features import Features, open_splits
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
+from lockstep.engine.log import say
 from lockstep.engine.precision import PRECISIONS
 from lockstep.engine.rank import launched, make_module
 from lockstep.errors import RunFailed
@@ -36,7 +37,9 @@ def main(index: int, run_path: str, parent_pid: int) -> None:
         torch.set_num_threads(plan["cores"])
         with errors_in_words("in the evaluation"):
             device = choose(plan, 0, parameters.training)  # the ranks have ended and left it
+            say(f"looks at the checkpoints on {device} with {torch.get_num_threads()} threads")
             write_json(run.live / RESULT, evaluate_run(run, parameters, device))
+            say("ended")
 
 
 def evaluate_run(run: Run, parameters: Parameters, device: torch.device = HOST) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 
 from lockstep.engine.job import Job
 from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
+from lockstep.engine.log import say_epoch
 from lockstep.engine.metrics import fingerprint, fingerprints, gradient_fingerprints, rss_bytes
 from lockstep.engine.optimizers import learning_rate
 from lockstep.engine.restore import warn
@@ -181,9 +182,10 @@ def end_epoch(job: Job, step: int) -> None:
         epoch=epoch,
         step=step,
         seconds=now - job.epoch_began,
-        train=Seen(loss, correct, int(samples)).means(),
-        validation=seen.means(),
+        train=(train := Seen(loss, correct, int(samples)).means()),
+        validation=(validation := seen.means()),
     )
+    say_epoch(epoch, step, now - job.epoch_began, train, validation)
     job.epoch_sums = [0.0, 0.0, 0.0]
     job.epoch_began = now
     job.board.write("epoch", epoch)

@@ -28,11 +28,12 @@ from lockstep.engine.divergence import Watch
 from lockstep.engine.features import open_splits
 from lockstep.engine.fitting import check_model, load_weights
 from lockstep.engine.job import Job
+from lockstep.engine.log import say, say_start
 from lockstep.engine.loop import train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import make_optimizer
 from lockstep.engine.precision import PRECISIONS, take_in
-from lockstep.engine.restore import export, restore, say
+from lockstep.engine.restore import export, restore
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.files import read_json
 from lockstep.linux import die_with_parent
@@ -161,6 +162,7 @@ def work(
         imports.note(run, index)
         started = time.monotonic()
         note_start(job, step, started, attempt)
+        say_start(f"rank {index} of {options.world_size} ({options.strategy.name})", attempt, step, device)
         step = train(job, step)
     strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns
     job.watch.finish()
@@ -177,6 +179,8 @@ def work(
         export(job, step)
     imports.note(run, index, ended=True)
     metrics.close()
+    ending = "training is done" if step >= job.steps else f"stopped of {job.steps}, as it was asked to"
+    say(f"ended after step {step}: {ending}; {time.monotonic() - started:.1f} s of training")
     board.enter("done")
     strategy.close()
 

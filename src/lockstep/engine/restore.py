@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from lockstep.engine import caveats, checkpoint
 from lockstep.engine.checkpoint import WHOLE, Checkpoint, State
 from lockstep.engine.contents import Contents
 from lockstep.engine.job import Job
+from lockstep.engine.log import say
 from lockstep.engine.optimizers import learning_rate
 from lockstep.engine.precision import PRECISIONS
 from lockstep.errors import RunFailed
@@ -21,11 +21,6 @@ from lockstep.files import fsync, fsync_folder, read_json, set_mode, temporary_b
 from lockstep.parameters import Parameters
 
 NOTES = "notes.json"  # in the live folder: what rank 0 has to say to the user, for the pipeline to tell
-
-
-def say(text: str) -> None:
-    """A line for this rank's log."""
-    sys.stdout.write(text + "\n")
 
 
 def warn(run: Run, *notes: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lockstep.engine import checkpoint, sharded
 from lockstep.engine.job import Job
+from lockstep.engine.log import say
 from lockstep.engine.optimizers import learning_rate
 from lockstep.errors import RunFailed
 from lockstep.running_time import RunningTime
@@ -35,6 +36,7 @@ def save(job: Job, step: int) -> None:
     else:  # the ranks of a sharded one meet before they commit; here only rank 0 comes
         wait_for_lines(job, step)
         checkpoint.save(folder, job.strategy.state(), meta)
+    say(f"saved the checkpoint of step {step}")
     if job.rank == 0:
         checkpoint.prune(folder, job.parameters.checkpoint.keep, job.best["step"] if job.best else None)
 

@@ -9,6 +9,8 @@ import torch
 from lockstep import plugins
 from lockstep.board import Board
 from lockstep.catalog.run import Run
+from lockstep.engine.device import HOST
+from lockstep.engine.log import say, say_start
 from lockstep.engine.metrics import Metrics, peak_rss_bytes
 from lockstep.engine.optimizers import make_optimizer
 from lockstep.engine.rank import launched, make_module
@@ -77,6 +79,7 @@ def serve(
     metrics.write(
         "start", attempt=attempt, server=number, pid=os.getpid(), step=step, bytes=serving.weights.nbytes
     )
+    say_start(f"server {number}, of {serving.weights.nbytes:,} bytes of weights,", attempt, step, HOST)
     serving.serve()
     metrics.write(
         "end",
@@ -86,6 +89,7 @@ def serve(
         peak_rss_bytes=peak_rss_bytes(),
         wire_bytes=serving.transport.wire_bytes,
     )
+    say(f"ended with version {serving.version} of its weights")
     metrics.close()
     board.enter("done")
     serving.transport.close()
