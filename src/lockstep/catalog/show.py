@@ -9,6 +9,7 @@ from typing import Any
 
 from lockstep.catalog import culprit, events, lineage, status, tail
 from lockstep.catalog.listing import row
+from lockstep.catalog.report.files_of import best_checkpoint
 from lockstep.catalog.report.history import Attempt, Step, told_by
 from lockstep.catalog.report.values import at, counted, mapping, objects
 from lockstep.catalog.run import Run
@@ -71,10 +72,16 @@ def overview(run: Run) -> dict[str, Any]:
         "ranks": ranks,
         "ranks_last": [] if ranks else ranks_last(run),
         "lineage": lineage.of(run),
-        "files": {name: str(run.path / file) for name, file in FILES.items() if _there(run.path / file)},
+        "files": _files(run, results),
         "gaps": gaps(run),
         "log": culprit.log(run, state, told.attempts[-1].steps if told.attempts else []),
     }
+
+
+def _files(run: Run, results: dict[str, Any]) -> dict[str, str]:
+    found = {name: str(run.path / file) for name, file in FILES.items() if _there(run.path / file)}
+    best = best_checkpoint(run, results)
+    return found | ({"best checkpoint": str(best)} if best else {})
 
 
 def ranks_last(run: Run) -> list[dict[str, Any]]:

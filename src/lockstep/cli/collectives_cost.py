@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_RANKS, MOST_BYTES = 1_000_000, 10**18  # for so many ranks there is always one that can be simulated
 
+SLOW_RANKS = 2048  # from so many on, a simulation may take seconds, and says that it goes on
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
@@ -102,16 +104,20 @@ def _topology(arguments: argparse.Namespace, world_size: int) -> Topology:
 
 def _costs(arguments: argparse.Namespace, topology: Topology) -> "list[Cost]":
     """Of the algorithm that was asked for, or of all that do the collective and can be simulated."""
+    from lockstep.cli import output
     from lockstep.collectives.cost import simulate
 
     found = []
     for algorithm in [arguments.algorithm] if arguments.algorithm else _algorithms(arguments):
+        if topology.world_size >= SLOW_RANKS:
+            output.write_progress(f"simulating {algorithm} on {topology.world_size:,} ranks ...")
         options = {"pieces": arguments.pieces} if arguments.pieces and algorithm == "tree" else {}
         try:
             found.append(simulate(arguments.collective, algorithm, arguments.bytes, topology, **options))
         except UsageError:
             if arguments.algorithm:
                 raise
+    output.end_progress()
     return found
 
 

@@ -20,6 +20,20 @@ def write_line(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def write_progress(text: str) -> None:
+    """What is being waited for, on the standard error: in the place of what was said before on a terminal."""
+    terminal = sys.stderr.isatty()
+    sys.stderr.write(f"\r{text}\x1b[K" if terminal else f"{text}\n")
+    sys.stderr.flush()
+
+
+def end_progress() -> None:
+    """Take the last word of progress off the terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
 def write_json(value: object) -> None:
     """The value as strict JSON in plain ASCII."""
     write_line(strict_json.encode(json_safe(value), indent=2))

@@ -124,16 +124,19 @@ function headline(told) {
   progress.value = told.steps ? Math.min(steps, told.steps) : 0;
   const begun = steps + 1 - (known.runs[0].first[0] || 1);
   const left = told.steps && begun > 0 && !ended && steps ? ((told.steps - steps) * seconds) / begun : null;
+  const sofar = seconds ? lastOf(known.runs[0].samples) / seconds : null;
+  const speed = told.samples_per_second ?? sofar; // once there are results, what they and every list say
   byId("headline").replaceChildren(
     fact("Step", grouped.format(steps), told.steps ? `of ${grouped.format(told.steps)}` : ""),
-    fact("Loss", latest("loss", "steps"), `validation ${latest("loss", "validation")}`),
-    fact("Accuracy", latest("accuracy", "validation"), "validation"),
-    fact("Samples/s", seconds ? grouped.format(lastOf(known.runs[0].samples) / seconds) : DASH, "mean"),
+    fact("Validation loss", latest("loss", "validation"), `last step's ${latest("loss", "steps")}`),
+    fact("Validation accuracy", latest("accuracy", "validation"), ""),
+    fact("Samples/s", speed === null ? DASH : grouped.format(speed), "mean"),
     fact("Elapsed", told.seconds === null ? DASH : duration(told.seconds), left === null ? "" : `${duration(left)} of training left`),
   );
   byId("report").href = `/report?run=${encodeURIComponent(runId)}`;
-  byId("log").textContent = told.log.join("\n");
-  byId("said").hidden = !told.log.length;
+  byId("log").textContent = told.log.lines.join("\n");
+  byId("log-title").textContent = `The end of logs/${told.log.name}`;
+  byId("said").hidden = !told.log.lines.length;
 }
 
 async function follow() {

@@ -1,10 +1,12 @@
 """How a run stands now, and what its ranks have measured since a step: all that its live page asks for."""
 
 import time
+from pathlib import Path
 from typing import Any
 
-from lockstep.catalog import listing, status, tail
+from lockstep.catalog import culprit, events, listing, status, tail
 from lockstep.catalog.report import data
+from lockstep.catalog.report.history import told_by
 from lockstep.catalog.report.read import Record
 from lockstep.catalog.report.steps import MOST_BUCKETS, Steps, read
 from lockstep.catalog.report.values import whole
@@ -39,8 +41,18 @@ def state(run: Run, after: int, attempt: int) -> dict[str, Any]:
         "attempt": steps.attempts,
         "anew": anew,
         "figures": data.figures([_record(run, steps)], [run.run_id]),
-        "log": tail.last_lines(run.rank_log(0), LOG_LINES),
+        "samples_per_second": row.get("samples_per_second"),
+        "log": _log(run, now),
     }
+
+
+def _log(run: Run, now: status.Status) -> dict[str, Any]:
+    """The end of a log, and whose it is: of a run that failed, the one that tells why; else rank 0's."""
+    attempts = told_by(events.read(run)).attempts if now.word in ("failed", "killed") else []
+    told = culprit.log(run, now, attempts[-1].steps if attempts else [])
+    if told is None:
+        return {"name": run.rank_log(0).name, "lines": tail.last_lines(run.rank_log(0), LOG_LINES)}
+    return {"name": Path(told["path"]).name, "lines": told["lines"]}
 
 
 def _record(run: Run, steps: Steps) -> Record:

@@ -127,8 +127,8 @@ def live(run_id: str) -> str:
             lanes,
             el(
                 "section",
-                el("h2", "What rank 0 says", id="log-title"),
-                el("pre", id="log", tabindex="0", aria_label="End of the log of rank 0"),
+                el("h2", "Log", id="log-title"),
+                el("pre", id="log", tabindex="0", aria_label="The end of the log"),
                 id="said",
                 aria_labelledby="log-title",
                 hidden=True,

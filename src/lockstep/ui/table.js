@@ -60,7 +60,7 @@ function entryOf(row) {
   const line = html("tr", {}, html("td", {}, html("label", {}, box)));
   const link = html("a", {});
   line.append(html("th", { scope: "row" }, link));
-  const cells = COLUMNS.slice(1).map(([, column, , numeric]) => html("td", { class: numeric ? "n" : column === "tag" ? "tag-cell" : null }));
+  const cells = COLUMNS.slice(1).map(([, column, , numeric]) => html("td", { class: numeric ? "n" : column === "tag" ? "tag-cell" : null, "data-column": column }));
   line.append(...cells);
   return { line, box, link, cells, told: null };
 }

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lockstep.catalog.report.values import counted
+from lockstep.catalog.report.values import DASH, counted, number, show_bytes
 from lockstep.catalog.text import Table, cell
 from lockstep.files import printable
 
@@ -11,6 +11,7 @@ Block = tuple[str, Table | list[str]]
 MOST_ROWS = 40
 WIDEST_VALUE = 44
 DIFF_LINES = 200
+LONGEST_LINE = 240  # characters of a line of code
 MOST_ULPS = 100_000  # beyond it the number says nothing
 
 
@@ -31,10 +32,43 @@ def blocks(found: dict[str, Any], diff_lines: int = DIFF_LINES) -> list[Block]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    shown = [(cell(row["key"], 40), _value(row["a"]), _value(row["b"])) for row in rows[:MOST_ROWS]]
+    shown = [(cell(row["key"], 40), *_values(row["key"], row["a"], row["b"])) for row in rows[:MOST_ROWS]]
     if len(rows) > MOST_ROWS:
-        shown.append((f"... {len(rows) - MOST_ROWS} more (--json has all)", "", ""))
-    return Table(shown, ("", "A", "B"))
+        shown.append((f"... {len(rows) - MOST_ROWS} more (--json has all)", "", "", ""))
+    if not any(row[3] for row in shown):
+        return Table([row[:3] for row in shown], ("", "A", "B"))
+    return Table(shown, ("", "A", "B", "B - A"), droppable=(3,))
+
+
+def _values(key: str, a: object, b: object) -> tuple[str, str, str]:
+    """Both values, and for two numbers by how much they differ."""
+    if key.endswith("bytes") and (show_bytes(a) != show_bytes(b) or DASH in (show_bytes(a), show_bytes(b))):
+        shown = [show_bytes(value) if number(value) is not None else _value(value) for value in (a, b)]
+    elif isinstance(a, float) or isinstance(b, float):
+        shown = [*_digits(a, b)]
+    else:
+        shown = [_value(a), _value(b)]
+    return shown[0], shown[1], _delta(a, b)
+
+
+def _digits(a: object, b: object) -> tuple[str, str]:
+    """Two values with as few digits as tell them apart: six, or more."""
+    one, other = number(a), number(b)
+    if one is None or other is None:
+        return _value(a), _value(b)
+    for digits in range(6, 18):
+        shown = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if shown[0] != shown[1] or one == other:
+            return shown
+    return repr(one), repr(other)
+
+
+def _delta(a: object, b: object) -> str:
+    one, other = number(a), number(b)
+    if one is None or other is None:
+        return ""
+    share = f" ({(other - one) / abs(one):+.2g} of A)" if one else ""
+    return f"{other - one:+.3g}{share}"
 
 
 def _value(value: object) -> str:
@@ -50,10 +84,17 @@ def _code(code: dict[str, Any], diff_lines: int) -> Iterator[str]:
     most = len(code["files"]) if len(code["files"]) <= MOST_ROWS else MOST_ROWS
     none = "" if code["computes"] else ", with none of which a run computes"
     yield f"{counted(len(code['files']), 'file')}{none}: {_few(code['files'], most)}"
-    lines = [printable(line).replace("\t", "    ") for line in code["diff"].splitlines()]
+    lines = [_clipped(printable(line).replace("\t", "    ")) for line in code["diff"].splitlines()]
     yield from lines[:diff_lines]
     if len(lines) > diff_lines:
         yield f"... {len(lines) - diff_lines:,} more lines (--lines {len(lines)} shows all)"
+
+
+def _clipped(line: str) -> str:
+    """A line of code; of one that no one reads on a terminal, such as data on one line, the beginning."""
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[:LONGEST_LINE]}… ({len(line) - LONGEST_LINE:,} more characters)"
 
 
 def verdict_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -106,7 +147,8 @@ def difference_in_words(difference: dict[str, Any]) -> str:
     if difference["tensors"]:
         text += f" of {_few(difference['tensors'])}"
     if difference["a"] is not None:
-        text += f": {difference['a']!r} in A, {difference['b']!r} in B (relative {difference['relative']:.2g}"
+        a, b = _digits(difference["a"], difference["b"])
+        text += f": {a} in A, {b} in B (relative {difference['relative']:.2g}"
         near = difference.get("ulps", MOST_ULPS + 1) <= MOST_ULPS
         text += f", {difference['ulps']:,} ulps of {difference['precision']})" if near else ")"
     return text

@@ -64,8 +64,10 @@ class Chart {
     this.canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const plot = svg("svg", { class: "clip", width: this.width, height: this.height });
     for (const each of inside) plot.append(...this.path(each));
+    const marks = svg("g", {}); // outside of what is clipped: those on the edge are whole
+    for (const each of inside) if (each.line.split !== "steps") marks.append(...this.markers(each));
     const inner = svg("g", { transform: `translate(${MARGIN.left} ${MARGIN.top})` });
-    inner.append(...this.axes(), plot, this.overlay);
+    inner.append(...this.axes(), plot, marks, this.overlay);
     this.canvas.replaceChildren(inner);
     this.drawCursor(false);
   }
@@ -142,7 +144,7 @@ class Chart {
   }
 
   path({ line, xs, from, to }) {
-    const kind = kindOf(line);
+    const kind = `${kindOf(line)}${line.under ? ` under${line.under}` : ""}`;
     const crowded = line.split === "steps" && to - from > this.width / PIXELS_A_POINT;
     const width = crowded ? Math.ceil((to - from) / (this.width / PIXELS_A_POINT)) : 1;
     const mean = [];
@@ -164,17 +166,18 @@ class Chart {
     if (crowded || line.low) {
       drawn.unshift(svg("polygon", { points: [...above, ...below.reverse()].join(" "), class: `band ${kind}` }));
     }
-    if (line.split !== "steps") drawn.push(...this.markers(line, xs, from, to, kind));
     return drawn;
   }
 
-  markers(line, xs, from, to, kind) {
+  markers({ line, xs, from, to }) {
+    const kind = kindOf(line);
     const every = Math.max(1, Math.ceil((to - from) / Math.max(4, this.width / 36)));
     const marks = [];
     for (let index = from; index < to; index += every) {
-      if (line.values[index] !== null) {
-        marks.push(marker(kind, line.split, this.x(xs[index]), this.y(line.values[index])));
-      }
+      if (line.values[index] === null) continue;
+      const [x, y] = [this.x(xs[index]), this.y(line.values[index])];
+      const inside = x > -1 && x < this.width + 1 && y > -1 && y < this.height + 1;
+      if (inside) marks.push(marker(kind, line.split, x, y));
     }
     return marks;
   }

@@ -1,7 +1,7 @@
 """Which curves a page shows, of one run or of several: what is drawn, by which name, from which figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockstep.catalog.report.read import Record
 from lockstep.catalog.report.steps import Steps
@@ -16,6 +16,8 @@ from lockstep.catalog.report.values import (
 )
 
 MOST_EPOCHS = 10_000
+INDISTINCT = 250  # parts of an axis: lines that are nearer to each other cannot be told apart
+MOST_UNDER = 3
 SPLITS = ("train", "validation")
 Epochs = list[tuple[int, int, dict[str, object]]]  # number, step at its end, figures
 
@@ -30,6 +32,7 @@ class Line:
     values: Sequence[float | None]
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
+    under: int = 0  # how many later runs' lines lie on this one, which is drawn wider for it
 
     @property
     def last(self) -> float | None:
@@ -93,7 +96,50 @@ def charts_of(records: Sequence[Record]) -> list[Chart]:
         Chart("samples_per_second", "Samples/s", "count", _of_steps(records, "samples_per_second")),
         Chart("waiting", "Waiting, share of a step", "percent", _of_steps(records, "waiting"), 1.0),
     ]
-    return [*learning, *(chart for chart in rest if chart.lines)]
+    return [_told_apart(chart) for chart in (*learning, *(chart for chart in rest if chart.lines))]
+
+
+def _told_apart(chart: Chart) -> Chart:
+    """The chart with its lines marked on which others lie: as good as one, to the eye."""
+    values = [value for line in chart.lines for value in line.values if value is not None]
+    near = (max(values) - min(values)) / INDISTINCT if values else 0.0
+    lines = [
+        replace(
+            line,
+            under=min(MOST_UNDER, sum(_coincide(line, later, near) for later in chart.lines[index + 1 :])),
+        )
+        for index, line in enumerate(chart.lines)
+    ]
+    return replace(chart, lines=lines)
+
+
+def _coincide(one: Line, other: Line, near: float) -> bool:
+    if one.run == other.run or one.split != other.split or [*one.steps] != [*other.steps]:
+        return False
+    return all(
+        a is b or (a is not None and b is not None and abs(a - b) <= near)
+        for a, b in zip(one.values, other.values, strict=True)
+    )
+
+
+def coinciding(charts: Sequence[Chart]) -> list[list[int]]:
+    """Runs whose losses lie on each other, in groups."""
+    groups: list[list[int]] = []
+    lines = [line for chart in charts if chart.key == "loss" for line in chart.lines]
+    values = [value for line in lines for value in line.values if value is not None]
+    near = (max(values) - min(values)) / INDISTINCT if values else 0.0
+    by_run: dict[int, list[Line]] = {}
+    for line in lines:
+        by_run.setdefault(line.run, []).append(line)
+    for run, own in by_run.items():
+        for group in groups:
+            theirs = by_run[group[0]]
+            if len(own) == len(theirs) and all(map(_coincide, own, theirs, [near] * len(own))):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return [group for group in groups if len(group) > 1]
 
 
 def _best(record: Record, epochs: Epochs) -> tuple[int, str] | None:

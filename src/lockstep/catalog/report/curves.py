@@ -112,7 +112,7 @@ def _marked(chart: Chart, across: Scale) -> Html | None:
 
 def _line(line: Line, across: Scale, up: Scale, alone: bool, is_speed: bool) -> list[Html]:
     """The line, broken where a value is absent; its own coordinates, stretched over the whole plot."""
-    kind = kind_of(line, alone)
+    kind = kind_of(line, alone) + (f" under{line.under}" if line.under else "")
     segments: list[list[str]] = [[]]
     places: list[tuple[float, float]] = []
     for step, value in _folded(line, is_speed) if line.split == "steps" else _sampled(line):
@@ -127,6 +127,7 @@ def _line(line: Line, across: Scale, up: Scale, alone: bool, is_speed: bool) -> 
         "svg", lines, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%"
     )
     marked = [] if line.split == "steps" else [places[at] for at in sampled(len(places), MOST_MARKERS)]
+    kind = kind_of(line, alone)
     return [stretched, *(_marker(kind, percent_of(x), percent_of(y)) for x, y in marked)]
 
 

@@ -79,6 +79,8 @@ def _line(line: Line) -> dict[str, Any]:
     digits = 6 if several else 9
     found: dict[str, Any] = {"run": line.run, "split": line.split, "steps": steps}
     found["values"] = [short(value, digits) for value in line.values]
+    if line.under:
+        found["under"] = line.under
     if several:
         found["low"] = [short(value, 5) for value in line.low]
         found["high"] = [short(value, 5) for value in line.high]

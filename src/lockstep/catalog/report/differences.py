@@ -7,7 +7,7 @@ from typing import Any
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.read import Record
 from lockstep.catalog.report.tables import scrolling, section
-from lockstep.catalog.report.values import DASH, is_scalar, show_scalar
+from lockstep.catalog.report.values import DASH, counted, is_scalar, show_bytes, show_scalar
 
 MOST_ROWS = 500
 MOST_NAMED = 6  # differences that the lead names
@@ -30,6 +30,8 @@ def provenance(records: Sequence[Record], names: Sequence[str]) -> Html:
 
 def leaves(value: object, prefix: str = "", depth: int = DEEPEST) -> Facts:
     """Every scalar of a nested value by its dotted path; a list of scalars is one, as a shell would quote it."""
+    if prefix.endswith("bytes") and type(value) is int and value >= 1000:
+        return {prefix: f"{show_bytes(value)} ({value:,})"}  # also exactly, so that no difference is hidden
     if is_scalar(value):
         return {prefix: show_scalar(value)}
     if isinstance(value, list) and all(is_scalar(entry) for entry in value):
@@ -61,15 +63,31 @@ def _section(anchor: str, title: str, noun: str, found: list[Facts], names: Sequ
         return section(anchor, title, "Nothing was recorded that can be compared.")
     differing = [key for key in keys if len({facts.get(key) for facts in found}) > 1]
     head = [el("th", noun, scope="col"), *(el("th", name, scope="col") for name in names)]
-    rows = [_row(key, [facts.get(key) for facts in found], key in differing) for key in keys]
-    whole = el(
-        "table",
-        el("caption", f"{title} of each run", class_="unseen"),
-        el("thead", el("tr", head)),
-        el("tbody", rows),
-        class_="compared",
+
+    def of(wanted: list[str], caption: str) -> Html:
+        rows = [_row(key, [facts.get(key) for facts in found], key in differing) for key in wanted]
+        whole = el(
+            "table",
+            el("caption", caption, class_="unseen"),
+            el("thead", el("tr", head)),
+            el("tbody", rows),
+            class_="compared",
+        )
+        return scrolling(caption, whole)
+
+    alike = [key for key in keys if key not in differing]
+    folded = el(
+        "details",
+        el("summary", f"{counted(len(alike), noun)} that {'is' if len(alike) == 1 else 'are'} the same"),
+        of(alike, f"{title} that all runs share"),
     )
-    return section(anchor, title, _lead(differing, len(keys), noun), scrolling(f"{title} of each run", whole))
+    return section(
+        anchor,
+        title,
+        _lead(differing, len(keys), noun),
+        of(differing, f"{title} that differ") if differing else None,
+        folded if alike else None,
+    )
 
 
 def _together(found: list[Facts]) -> list[str]:

@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.read import Record
 from lockstep.catalog.report.tables import section, table
-from lockstep.catalog.report.values import counted, show_bytes
+from lockstep.catalog.report.values import at, counted, show_bytes, whole
+from lockstep.catalog.run import Run
 
 MOST_LINKS = 4  # of one kind
+MOST_CHECKPOINTS = 3  # the newest, and the best beside them
 MOST_FILES = 1000  # of the table of digests
 DIGITS = re.compile("([0-9]+)")
 
@@ -17,6 +20,9 @@ DIGITS = re.compile("([0-9]+)")
 def folder(record: Record) -> Html:
     """On the page inside the run's folder: links beside it. The seal comes after that page."""
     run = record.run
+    best = best_checkpoint(run, record.results)
+    newest = _in_order(run.checkpoints, "step-*")[-MOST_CHECKPOINTS:]
+    kept = newest if best is None or best in newest else [best, *newest]
     wanted = [
         (run.parameters, "every parameter: the input of the ranks"),
         (run.results, "the figures of this page"),
@@ -27,7 +33,7 @@ def folder(record: Record) -> Html:
         (run.plan, "ranks, batches, threads"),
         *((path, "metrics, a line a step") for path in _in_order(run.metrics, "rank-*.jsonl")[:MOST_LINKS]),
         *((path, "what that process printed") for path in _in_order(run.logs, "*.log")[: 2 * MOST_LINKS]),
-        *((path, "checkpoint") for path in _in_order(run.checkpoints, "step-*")[-3:]),
+        *((path, "checkpoint" + (", the best on validation" if path == best else "")) for path in kept),
     ]
     links = []
     for path, about in wanted:
@@ -40,6 +46,13 @@ def folder(record: Record) -> Html:
         return section("files", "Files", "None of the run's files stands in its folder.")
     lead = "Beside this page, in the run's folder. The links work where the page still lies there."
     return section("files", "Files", lead, el("ul", links, class_="files"))
+
+
+def best_checkpoint(run: Run, results: dict[str, Any]) -> Path | None:
+    """The checkpoint of the model that was best on validation, where it was kept."""
+    step = whole(at(results, "evaluation", "best", "step"))
+    path = run.checkpoints / f"step-{step:08d}" if step is not None and step < 10**9 else None
+    return path if path is not None and path.is_dir() else None
 
 
 def digests(records: list[Record], names: list[str]) -> Html:

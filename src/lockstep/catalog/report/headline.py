@@ -1,7 +1,9 @@
 """The top of the page: which run, how it stands, and the figures that everybody asks for first."""
 
+from pathlib import Path
 from typing import Any
 
+from lockstep.catalog import culprit
 from lockstep.catalog.report.history import History
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.read import Record
@@ -58,6 +60,7 @@ def header(record: Record, history: History) -> Html:
         _parent(created),
         _still_open(record, history),
         el("pre", message, class_="message", tabindex="0") if message else None,
+        _log(record, history),
         _figures(record, history),
         el(
             "nav",
@@ -142,6 +145,19 @@ def _still_open(record: Record, history: History) -> Html | None:
             "p", "The run is going on: the page shows it as it stood when this was written.", class_="aside"
         )
     return None
+
+
+def _log(record: Record, history: History) -> Html | None:
+    """Of a run that failed, the end of the log that tells why: the failing rank's, server's or step's."""
+    if record.state is None:
+        return None
+    steps = history.attempts[-1].steps if history.attempts else []
+    told = culprit.log(record.run, record.state, steps)
+    if told is None:
+        return None
+    name = Path(told["path"]).relative_to(record.run.path)
+    lines = el("pre", "\n".join(told["lines"]), tabindex="0")
+    return el("details", el("summary", f"The end of {name}"), lines, class_="log", open=True)
 
 
 def _figures(record: Record, history: History) -> Html:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lockstep.catalog.report.charts import SPLITS, Chart, Epochs, charts_of, epochs_of
+from lockstep.catalog.report.charts import SPLITS, Chart, Epochs, charts_of, coinciding, epochs_of
 from lockstep.catalog.report.curves import figure, kind_of, sampled, swatch
 from lockstep.catalog.report.markup import Html, el
 from lockstep.catalog.report.read import Record
@@ -38,6 +38,9 @@ def learning(records: Sequence[Record], names: Sequence[str]) -> Html:
         for record, found, name in zip(records, epochs, names, strict=True)
     ]
     lead = _learned(epochs[0]) if len(records) == 1 else _compared(epochs, names)
+    for group in coinciding(charts):
+        alike = ", ".join(names[run] for run in group[:6]) + (" and others" if len(group) > 6 else "")
+        lead += f" One below the other, too near to be told apart, and drawn in other widths: {alike}."
     return section(
         "learning",
         "Learning",

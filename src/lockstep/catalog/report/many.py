@@ -23,6 +23,8 @@ from lockstep.catalog.report.values import (
 
 MOST_RUNS = 24
 FIGURES = (
+    ("validation accuracy", ("evaluation", "final", "validation", "accuracy"), show_percent, max),
+    ("validation loss", ("evaluation", "final", "validation", "loss"), show_decimal, min),
     ("test accuracy", ("evaluation", "final", "test", "accuracy"), show_percent, max),
     ("test loss", ("evaluation", "final", "test", "loss"), show_decimal, min),
     ("samples/s", ("training", "samples_per_second"), show_count, max),
@@ -44,7 +46,10 @@ def names_of(records: Sequence[Record]) -> list[str]:
 
 def header(records: Sequence[Record], histories: Sequence[History]) -> Html:
     """The banner: how many runs, what they have in common, and their figures in one table."""
-    anchors = [(anchor, name) for anchor, name in SECTIONS if anchor != "pipeline"]
+    anchors = sorted(
+        ((anchor, name) for anchor, name in SECTIONS if anchor != "pipeline"),
+        key=lambda part: part[0] != "parameters",  # as on the page: what differs comes first
+    )
     return el(
         "header",
         el("p", "Lockstep, side by side", class_="product"),
@@ -145,9 +150,9 @@ def _summary(records: Sequence[Record], histories: Sequence[History]) -> Html:
                     class_="run",
                 ),
                 el("td", el("span", word, class_=kind)),
+                cells,
                 el("td", show_scalar(known(record, "strategy"))),
                 el("td", show_count(known(record, "world_size")), class_="n"),
-                cells,
                 el(
                     "td",
                     show_moment(moment(created_of(record).get("time"))).removesuffix(" UTC") or DASH,
@@ -155,8 +160,9 @@ def _summary(records: Sequence[Record], histories: Sequence[History]) -> Html:
                 ),
             )
         )
-    titles = [("run", None), ("status", None), ("strategy", None), ("ranks", "n")]
-    titles += [(title, "n") for title, *_ in FIGURES] + [("began, UTC", "n")]
+    titles: list[tuple[str, str | None]] = [("run", None), ("status", None)]
+    titles += [(title, "n") for title, *_ in FIGURES]
+    titles += [("strategy", None), ("ranks", "n"), ("began, UTC", "n")]
     head = [el("th", title, scope="col", class_=kind) for title, kind in titles]
     return scrolling(
         "The runs",

@@ -36,8 +36,9 @@ def heat_map(counts: list[list[int]], names: list[str]) -> Html:
     margin = 30 + round(longest * 6.6)
     slanted = longest > 3
     head = 30 + (round(longest * 5.2) if slanted else 12)
+    worst = _worst_share(counts)
     cells = [
-        _cell(counts[true], (true, predicted), cell, names)
+        _cell(counts[true], (true, predicted), cell, names, worst)
         for true in range(size)
         for predicted in range(size)
         if counts[true][predicted] or size <= COUNTS_UP_TO
@@ -74,13 +75,24 @@ def heat_map(counts: list[list[int]], names: list[str]) -> Html:
     )
 
 
-def _cell(row: list[int], where: tuple[int, int], cell: int, names: list[str]) -> Html:
+def _worst_share(counts: list[list[int]]) -> float:
+    """Of all mistakes the largest share of its true class; 1 where there is none."""
+    shares = [
+        count / sum(row)
+        for true, row in enumerate(counts)
+        for predicted, count in enumerate(row)
+        if true != predicted and count
+    ]
+    return max(shares, default=1.0)
+
+
+def _cell(row: list[int], where: tuple[int, int], cell: int, names: list[str], worst: float) -> Html:
     true, predicted = where
     count, right = row[predicted], true == predicted
     share = count / sum(row) if sum(row) else 0.0
-    # Mistakes are rare where a model is any good: by the root of their share they can still be told apart.
+    # Mistakes are rare where a model is any good: beside the most frequent one they can still be told apart.
     least = 1 if len(row) <= COUNTS_UP_TO else 3  # a small cell must stand out by its colour alone
-    level = 0 if not count else max(least, round((share if right else share**0.5) * LEVELS))
+    level = 0 if not count else max(least, round((share if right else (share / worst) ** 0.5) * LEVELS))
     place = {"x": predicted * cell, "y": true * cell}
     title = None
     if count:

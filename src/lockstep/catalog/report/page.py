@@ -82,10 +82,10 @@ def _several(records: Sequence[Record], names: list[str]) -> list[Html]:
     main = el(
         "main",
         many.notes(records, names),
+        differences.parameters(records, names),
         learning(records, names),
         time(records, names),
         many.evaluation(records, names),
-        differences.parameters(records, names),
         differences.provenance(records, names),
         files_of.digests(list(records), names),
     )

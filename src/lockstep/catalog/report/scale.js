@@ -42,6 +42,8 @@ const AXES = {
   },
 };
 
+const HEADROOM = 0.04; // of an axis, above a value that would touch its end
+
 function roundStep(rough) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const factor = [1, 2, 2.5, 5].find((each) => each * power >= rough * 0.999);
@@ -69,7 +71,9 @@ function roundScale(low, high, top) {
     most = top === null ? most + margin : Math.min(top, most + margin);
   }
   const step = roundStep((most - least) / 5);
-  return [Math.floor(least / step + 1e-9) * step, Math.ceil(most / step - 1e-9) * step];
+  const ends = [Math.floor(least / step + 1e-9) * step, Math.ceil(most / step - 1e-9) * step];
+  const headroom = HEADROOM * (ends[1] - ends[0]); // a line at the very top would lie on the frame
+  return [ends[0], high > ends[1] - headroom ? ends[1] + headroom : ends[1]];
 }
 
 function logTicks(low, high) {

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+HEADROOM = 0.04  # of an axis, above a value that would touch its end
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -30,7 +32,10 @@ def round_scale(
         high = high if top is None else min(top, high)
     step = _round_step((high - low) / max(1, about))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return Scale(first * step, last * step, tuple(index * step for index in range(first, last + 1)))
+    ends = first * step, last * step
+    # A line at the very top would lie on the frame, and its markers be cut in half.
+    headroom = HEADROOM * (ends[1] - ends[0]) if high > ends[1] - HEADROOM * (ends[1] - ends[0]) else 0.0
+    return Scale(ends[0], ends[1] + headroom, tuple(index * step for index in range(first, last + 1)))
 
 
 def epoch_scale(first: int, last: int, about: int = 6) -> Scale:

@@ -1,7 +1,9 @@
 """What every step of a run measured, over all its ranks, folded into few enough buckets to draw.
 
 A bucket keeps the mean, the least and the most of each quantity, so that no spike is lost between two pixels.
-A step's loss is the mean over the samples of all ranks; its length is that of the slowest rank.
+A step's loss is the mean over the samples of all ranks; its length is that of the slowest rank. The time of many
+steps is that of the rank that spent most on all of them, as in the results: a sum of each step's slowest counts the
+time twice that one rank waits for another.
 
 Of the time a rank spends in `sync`, what the last rank to arrive spends there too is the price of exchanging
 gradients; the rest is waiting for that last rank. So a straggler is the rank that waits least.
@@ -121,13 +123,15 @@ class _Fold:
         self.steps, self.begin, self.final, self.width = steps, begin, final, width
         self.bucket = -1
         self.lanes = [Lane(rank.number) for rank in ranks[:MOST_LANES]]
+        self.ranks_seconds = [0.0] * len(ranks)  # of each rank, from the first step on
         self.epochs: dict[int, dict[str, Any]] = {}
         self._clear()
 
     def _clear(self) -> None:
         self.count = 0
         self.tallies: dict[str, list[float]] = {}
-        self.seconds = self.samples = 0.0
+        self.samples = 0.0
+        self.bucket_seconds: dict[int, float] = {}  # by rank
         self.rank_parts = [[0.0] * 5 for _ in self.lanes]
         self.rank_steps = [0] * len(self.lanes)
         self.rank_last = [0] * len(self.lanes)
@@ -141,7 +145,7 @@ class _Fold:
         self.count += 1
         weight = total = longest = spent = waited = 0.0
         measured = [None if line is None else _measured(line) for line in lines]
-        for numbers in measured:
+        for rank, numbers in enumerate(measured):
             if numbers is None:
                 continue
             samples, loss, seconds, sync, _, _ = numbers
@@ -150,7 +154,7 @@ class _Fold:
             spent += seconds
             waited += sync
             longest = max(longest, seconds)
-        self.seconds += longest
+            self.bucket_seconds[rank] = self.bucket_seconds.get(rank, 0.0) + seconds
         self.samples += weight
         leader = next(line for line in lines if line is not None)
         self._tally("loss", total / weight if weight else None)
@@ -221,14 +225,18 @@ class _Fold:
         stretch = (last + 1 - first) / self.count if steps.share_read < 1 else 1.0
         steps.first.append(first)
         steps.last.append(last)
-        steps.seconds.append((steps.seconds[-1] if steps.seconds else 0.0) + self.seconds * stretch)
+        for rank, seconds in self.bucket_seconds.items():
+            self.ranks_seconds[rank] += seconds * stretch
+        steps.seconds.append(max(self.ranks_seconds))
         steps.samples.append((steps.samples[-1] if steps.samples else 0.0) + self.samples * stretch)
         steps.steps_read += self.count
         for name, curve in steps.curves.items():
             tally = self.tallies.get(name)
             mean = tally[1] / tally[0] if tally else None
             if tally and name == "samples_per_second":
-                mean = self.samples / self.seconds  # the mean of speeds would favour the short steps
+                mean = self.samples / max(
+                    self.bucket_seconds.values()
+                )  # the mean of speeds favours short steps
             curve.mean.append(mean)
             curve.low.append(tally[2] if tally else None)
             curve.high.append(tally[3] if tally else None)
