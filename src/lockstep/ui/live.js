@@ -135,6 +135,7 @@ function headline(told) {
   );
   byId("report").href = `/report?run=${encodeURIComponent(runId)}`;
   byId("log").textContent = told.log.lines.join("\n");
+  if (told.status !== "running") byId("log").scrollTop = byId("log").scrollHeight; // the last line tells most
   byId("log-title").textContent = `The end of logs/${told.log.name}`;
   byId("said").hidden = !told.log.lines.length;
 }

@@ -144,7 +144,7 @@ class Chart {
   }
 
   path({ line, xs, from, to }) {
-    const kind = `${kindOf(line)}${line.under ? ` under${line.under}` : ""}`;
+    const kind = kindOf(line);
     const crowded = line.split === "steps" && to - from > this.width / PIXELS_A_POINT;
     const width = crowded ? Math.ceil((to - from) / (this.width / PIXELS_A_POINT)) : 1;
     const mean = [];
@@ -162,7 +162,8 @@ class Chart {
         pen = "L";
       }
     }
-    const drawn = [svg("path", { d: mean.join(""), class: `line ${kind}` })];
+    const under = line.under ? { "data-under": line.under } : {}; // others lie on it: it is drawn wider
+    const drawn = [svg("path", { d: mean.join(""), class: `line ${kind}`, ...under })];
     if (crowded || line.low) {
       drawn.unshift(svg("polygon", { points: [...above, ...below.reverse()].join(" "), class: `band ${kind}` }));
     }

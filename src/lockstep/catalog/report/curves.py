@@ -112,7 +112,7 @@ def _marked(chart: Chart, across: Scale) -> Html | None:
 
 def _line(line: Line, across: Scale, up: Scale, alone: bool, is_speed: bool) -> list[Html]:
     """The line, broken where a value is absent; its own coordinates, stretched over the whole plot."""
-    kind = kind_of(line, alone) + (f" under{line.under}" if line.under else "")
+    kind = kind_of(line, alone)
     segments: list[list[str]] = [[]]
     places: list[tuple[float, float]] = []
     for step, value in _folded(line, is_speed) if line.split == "steps" else _sampled(line):
@@ -122,12 +122,15 @@ def _line(line: Line, across: Scale, up: Scale, alone: bool, is_speed: bool) -> 
         x, y = across.place(step), 1 - up.place(value)
         segments[-1].append(f"{x * 1000:.1f},{y * 1000:.1f}")
         places.append((x, y))
-    lines = [el("polyline", points=" ".join(points), class_=f"line {kind}") for points in segments if points]
+    lines = [
+        el("polyline", points=" ".join(points), class_=f"line {kind}", data_under=line.under or None)
+        for points in segments
+        if points
+    ]
     stretched = el(
         "svg", lines, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%"
     )
     marked = [] if line.split == "steps" else [places[at] for at in sampled(len(places), MOST_MARKERS)]
-    kind = kind_of(line, alone)
     return [stretched, *(_marker(kind, percent_of(x), percent_of(y)) for x, y in marked)]
 
 

@@ -31,6 +31,7 @@ FIGURES = (
     ("waiting", ("training", "waiting_share"), show_percent, None),
     ("training", ("training", "seconds"), show_seconds, min),
 )
+CHOSEN_BY = 2  # of the figures: they stand right beside the runs, on a phone as well
 SPLITS = ("train", "validation", "test")
 
 
@@ -149,8 +150,9 @@ def _summary(records: Sequence[Record], histories: Sequence[History]) -> Html:
                     scope="row",
                     class_="run",
                 ),
+                cells[:CHOSEN_BY],
                 el("td", el("span", word, class_=kind)),
-                cells,
+                cells[CHOSEN_BY:],
                 el("td", show_scalar(known(record, "strategy"))),
                 el("td", show_count(known(record, "world_size")), class_="n"),
                 el(
@@ -160,8 +162,8 @@ def _summary(records: Sequence[Record], histories: Sequence[History]) -> Html:
                 ),
             )
         )
-    titles: list[tuple[str, str | None]] = [("run", None), ("status", None)]
-    titles += [(title, "n") for title, *_ in FIGURES]
+    figures: list[tuple[str, str | None]] = [(title, "n") for title, *_ in FIGURES]
+    titles = [("run", None), *figures[:CHOSEN_BY], ("status", None), *figures[CHOSEN_BY:]]
     titles += [("strategy", None), ("ranks", "n"), ("began, UTC", "n")]
     head = [el("th", title, scope="col", class_=kind) for title, kind in titles]
     return scrolling(

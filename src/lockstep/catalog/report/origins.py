@@ -10,6 +10,7 @@ from lockstep.catalog.report.read import Record
 from lockstep.catalog.report.tables import section
 from lockstep.catalog.report.values import (
     DASH,
+    counted,
     is_scalar,
     number,
     show_bytes,
@@ -21,6 +22,7 @@ from lockstep.catalog.report.values import (
 MOST_ATTEMPTS = 10
 MOST_STEPS = 50
 MOST_FACTS = 400
+MOST_OPEN = 30  # facts of one kind
 DEEPEST = 5
 KEY = re.compile(r"^(\s*(?:- )?)([A-Za-z_][\w.-]*)(:)", re.MULTILINE)
 
@@ -67,12 +69,16 @@ def _keys_marked(yaml: str) -> list[object]:
 
 def provenance(record: Record) -> Html:
     """Which code, packages, machine and command made this run."""
-    groups = []
+    groups, folded = [], []
     single = {name: value for name, value in record.provenance.items() if not isinstance(value, dict)}
     nested = {name: value for name, value in record.provenance.items() if isinstance(value, dict)}
     for title, inner in (("", single), *nested.items()):
         facts = flat("", inner, DEEPEST)[:MOST_FACTS]
         rows = [el("tr", el("th", name, scope="row"), el("td", value)) for name, value in facts]
+        if len(rows) > MOST_OPEN:  # such as a line for each package: on a page for people, folded away
+            words = f"{title.replace('_', ' ')}: {counted(len(rows), 'fact')}"
+            folded.append(el("details", el("summary", words), el("table", el("tbody", rows), class_="facts")))
+            continue
         if title and rows:
             rows.insert(
                 0, el("tr", el("th", title.replace("_", " "), scope="rowgroup", colspan="2"), class_="group")
@@ -85,6 +91,7 @@ def provenance(record: Record) -> Html:
         "Provenance",
         "Which code, packages, machine and command made this run.",
         el("table", el("caption", "Provenance", class_="unseen"), groups, class_="facts"),
+        folded,
     )
 
 
