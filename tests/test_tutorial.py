@@ -229,6 +229,8 @@ def test_what_the_command_line_asks_for_is_checked_by_the_same_rules(tutorial):
         with pytest.raises(ParametersError) as caught:
             tutorial.read(FOLDER / "parameters.yaml", [word], None)
         assert str(caught.value).startswith(message)
+        advice = "uv run lockstep run --parameters .catalog/RUN/parameters.yaml"
+        assert (advice in str(caught.value)) == ("." in word.partition("=")[0] or word == "data=digits")
 
 
 def test_bad_input_is_one_message_exit_status_2_and_nothing_written(command, tmp_path):

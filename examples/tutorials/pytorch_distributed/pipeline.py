@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from lockstep.cli.run import Face, program
 from lockstep.errors import UsageError
 
 if TYPE_CHECKING:
+    from lockstep.messages import Problem
     from lockstep.parameters import Parameters
     from lockstep.plugins import Option
 
@@ -89,7 +91,9 @@ def to_flat(run: Run, before: Parameters) -> dict[str, Any]:
     }
     _, problems = choices.check((), flat, keys(), ())
     if problems or parameters.from_value(to_library(flat)) != before:
-        raise UsageError(f"run {run.run_id} was not made by this pipeline: use uv run lockstep run --resume")
+        raise UsageError(
+            f"run {run.run_id} was not made by this pipeline: use uv run lockstep resume {run.run_id}"
+        )
     return flat
 
 
@@ -111,8 +115,21 @@ def read(file: Path | None, changes: Sequence[str], resumed: Run | None) -> Para
         flat[key] = change.value
         origins.overridden.add((key,))
     values, problems = choices.check((), flat, keys(), ())
-    messages.refuse(problems, origins)
+    messages.refuse([_with_advice(problem) for problem in problems], origins)
     return parameters.from_value(to_library(values), document.source)
+
+
+def _with_advice(problem: Problem) -> Problem:
+    """How a key of the library, which its messages speak of, is given to a run like those made here."""
+    from lockstep import parameters
+
+    key = str(problem.path[0])
+    if key.partition(".")[0] not in parameters.Parameters.model_fields:
+        return problem
+    command = f"uv run lockstep run --parameters .catalog/RUN/parameters.yaml {key}=..."
+    return replace(
+        problem, text=f"{problem.text}; the library's own keys go with the file of a run: {command}"
+    )
 
 
 def made(run: Run) -> Iterator[str]:
