@@ -99,7 +99,7 @@ def run_hint(hint, folder):
     started = {"lockstep": ["-m", "lockstep.cli"]}.get(words[2], [words[2]])
     return subprocess.run(
         [sys.executable, *started, *words[3:]],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=110,
+        cwd=folder, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
@@ -108,6 +108,8 @@ def the_hint(output, before):
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_command_that_goes_on_with_a_failed_run_runs_as_it_is_printed(tmp_path, command):
     (tmp_path / "own.py").write_text(
         "import os, torch\n"
@@ -128,11 +130,11 @@ def test_the_command_that_goes_on_with_a_failed_run_runs_as_it_is_printed(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_command_that_makes_a_longer_run_runs_as_it_is_printed(tmp_path):
     words = ["run", *TINY, "--catalog", "runs", "--run-id", "r"]
     first = [sys.executable, "-m", "lockstep.cli", *words]
-    subprocess.run(first, cwd=tmp_path, check=True, capture_output=True, timeout=110)
+    subprocess.run(first, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     resumed = [sys.executable, "-m", "lockstep.cli", "resume", "r", "--catalog", "runs"]
     said = subprocess.run(resumed, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     done = run_hint(the_hint(said, "for example: "), tmp_path)
