@@ -126,7 +126,7 @@ def test_changed_data_is_refused_unless_it_is_accepted_or_the_runs_own_is_kept(p
     assert change.before["train"] == read_json(run.data / "data.json")["files"]["train"]["sha256"]
     assert change.after["train"] != change.before["train"]
     assert project.changes(keep=("data",)) == []
-    assert sorted(path.name for path in project.catalog.iterdir()) == [".store", "a"]
+    assert sorted(path.name for path in project.catalog.iterdir()) == [".gitignore", ".store", "a"]
 
 
 def test_a_changed_parameter_file_is_refused_unless_it_is_accepted_or_typed_or_kept(project):

@@ -248,3 +248,20 @@ def test_a_file_that_became_a_link_or_a_folder_is_recorded(project, tmp_path):
     git(tmp_path / "clone", "apply", str(run.patch))
     assert (tmp_path / "clone" / "nets.py").is_symlink()
     assert (tmp_path / "clone" / "data.csv" / "part.csv").read_text() == "3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kept_back"),
+    [(".env", "A=1\n", True), ("notes.txt", f"{KEY}\n", True), ("nets.py", "w = 2\n", False)],
+)
+def test_a_patch_of_an_earlier_version_that_holds_credentials_is_not_sent_elsewhere(
+    project, name, text, kept_back
+):
+    from compared_runs import build
+    from lockstep.catalog.export import material, to_mlflow
+
+    (project / name).write_text(text)
+    git(project, "add", "--all", "--intent-to-add")
+    run = build(project / ".catalog", "old")
+    run.patch.write_bytes(git(project, "diff", "HEAD"))
+    assert bool(to_mlflow.kept_back_of(material.gather(run))) is kept_back

@@ -116,6 +116,16 @@ def named_like_one(path: str) -> bool:
     return any(fnmatch.fnmatchcase(name, each) for each in _NAMES)
 
 
+def in_patch(patch: bytes) -> bool:
+    """Whether a patch, perhaps of a version that left nothing out, has a file that is or holds a credential."""
+    for part in re.split(rb"(?m)^(?=diff --git )", patch):
+        named = re.match(rb"diff --git \"?a/(.*?)\"? \"?b/", part)
+        name = named.group(1).decode(errors="replace") if named else ""
+        if (name and named_like_one(name)) or holds_one(name, part):
+            return True
+    return False
+
+
 def holds_one(path: str, content: bytes) -> bool:
     """Whether something in these bytes of a file, or of its part of a patch, looks like a credential."""
     if _KNOWN.search(content) or _QUOTED.search(content):

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lockstep.catalog import credentials
 from lockstep.catalog.export.material import ALONE, MODEL, File, Material, files, gather
 from lockstep.catalog.export.mlflow_words import key_of, sealed, tags_of, value_of
 from lockstep.catalog.export.points import Point, points
 from lockstep.catalog.run import Run
 from lockstep.catalog.run_parameters import flat
 from lockstep.errors import LockstepError, MissingPackage, UsageError
-from lockstep.files import open_inside, printable
+from lockstep.files import open_inside, printable, read_plain
 
 STATUSES = {
     "succeeded": "FINISHED",
@@ -121,6 +122,11 @@ def _send(client: Any, material: Material, experiment: str, uploads: Sequence[Fi
         "parameters": f"{parameters} new",
         "metrics": f"{metrics} new points",
         "artifacts": f"{artifacts} sent",
+        **(
+            {"kept_back": f"{', '.join(back)}: looks like credentials"}
+            if (back := kept_back_of(material))
+            else {}
+        ),
     }
 
 
@@ -191,7 +197,8 @@ def _send_artifacts(
 ) -> int:
     """The record's own files, and what was asked for; again only after they changed."""
     folder = material.run.path
-    alone = [name for name in [*ALONE, "events.jsonl"] if name != MODEL]
+    kept_back = {MODEL, *kept_back_of(material)}
+    alone = [name for name in [*ALONE, "events.jsonl"] if name not in kept_back]
     names = [name for name in alone if 0 <= _size(folder / name) <= LARGEST_ARTIFACT]
     names += [file.name for file in uploads if file.name.startswith("checkpoints/") or file.name == MODEL]
     state = json.dumps([[name, _size(folder / name)] for name in names] + [sealed(material)])
@@ -207,6 +214,15 @@ def _send_artifacts(
             copy.unlink()
     client.set_tag(run_id, "lockstep.artifacts", _digest(state))
     return len(names)
+
+
+def kept_back_of(material: Material) -> list[str]:
+    """The patch, where an earlier version recorded something in it that looks like credentials: it stays here."""
+    try:
+        content = read_plain(material.run.patch, LARGEST_ARTIFACT)
+    except OSError:
+        return []
+    return [material.run.patch.name] if credentials.in_patch(content) else []
 
 
 def _digest(text: str) -> str:
