@@ -5,17 +5,21 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import own_states
 from lockstep import parameters
+from lockstep.catalog.export import plain_weights
 from lockstep.catalog.run import Run
 from lockstep.engine import checkpoint
+from lockstep.engine.contents import Contents, file_name, header
 from lockstep.engine.evaluation import evaluate_run
 from lockstep.engine.fitting import load_weights
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, read_json_lines
 from lockstep.strategies._reads import Reads
+from lockstep.strategies._state import Slice
 from marks import quick_are, slow
 from training import bits, final_state, results, train
 
@@ -226,3 +230,22 @@ def test_complex_numbers_come_back_from_a_checkpoint_as_they_were_and_from_its_p
     module["none"] = nn.Parameter(torch.ones(0))
     load_weights(module, run.path, "weights.safetensors")
     assert torch.equal(module["c"], state["model"]["c"])
+
+
+def test_slices_of_complex_numbers_are_read_by_every_reader(tmp_path):
+    whole = torch.randn(5, 3, dtype=torch.complex128)
+    parts = [Slice(whole[:3], (5, 3), (0, 0)), Slice(whole[3:], (5, 3), (3, 0))]
+    path = checkpoint.save(tmp_path, {"model": {}, "optimizer": {}}, {"step": 1})
+    (path / "model.safetensors").unlink()
+    for rank, part in enumerate(parts):
+        tensors = checkpoint.storable({"c": part.data})
+        save_file(tensors, path / file_name("model", rank, 2), metadata=header({"c": part}))
+    with contextlib.closing(Contents(path)) as contents:
+        assert contents.shape("model", "c") == (5, 3)
+        assert torch.equal(contents.whole()["model"]["c"], whole)
+        assert torch.equal(contents.read("model", "c", (2, 1), (2, 2)), whole[2:4, 1:])
+    # The commands that do not import torch see pairs of real numbers, which weights to start from may be as well.
+    plain_weights.write(path, tmp_path / "weights.safetensors", {})
+    module = nn.ParameterDict({"c": nn.Parameter(torch.zeros_like(whole))})
+    load_weights(module, tmp_path, "weights.safetensors")
+    assert torch.equal(module["c"], whole)

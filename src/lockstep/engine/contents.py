@@ -39,7 +39,12 @@ def file_name(part: str, rank: int | None = None, world_size: int = 1) -> str:
 
 def header(slices: dict[str, Slice]) -> dict[str, str]:
     """The header of a file of slices."""
-    places = {name: {"shape": one.shape, "offsets": one.offsets} for name, one in slices.items()}
+    places = {
+        name: {"shape": (*one.shape, 2), "offsets": (*one.offsets, 0)}
+        if stored_as_pairs(one.data)
+        else {"shape": one.shape, "offsets": one.offsets}
+        for name, one in slices.items()
+    }
     return {HEADER: json.dumps(places), **header_of_pairs({name: one.data for name, one in slices.items()})}
 
 
@@ -65,14 +70,14 @@ class _Piece:
     def take(self, index: Index) -> Tensor:
         """A view of the mapped file: only what is copied from it is read."""
         found: Tensor = self.file.get_slice(self.name)[index]
-        return _paired(found) if self.in_pairs else found
+        return from_pairs(found) if self.in_pairs else found
 
     def whole(self) -> Tensor:
         """All of it, mapped."""
         found: Tensor = self.file.get_tensor(self.name)
         if not found.numel():  # which all begin at one address, and torch.save does not take that for chance
             found = found.clone()
-        return _paired(found) if self.in_pairs else found
+        return from_pairs(found) if self.in_pairs else found
 
     def overlap(self, start: Sequence[int], size: Sequence[int]) -> tuple[Index, Index] | None:
         """Where it overlaps with a block, seen from the piece and from the block; None where it does not."""
@@ -86,7 +91,7 @@ class _Piece:
         return tuple(own), tuple(others)
 
 
-def _paired(found: Tensor) -> Tensor:
+def from_pairs(found: Tensor) -> Tensor:
     """Of a copy: files align to 8 bytes, and torch reads a complex number of 16 as one that is aligned to as many."""
     return torch.view_as_complex(found.clone(memory_format=torch.contiguous_format))
 
@@ -118,13 +123,6 @@ class Contents:
             places, pairs = json.loads(about.get(HEADER, "{}")), set(json.loads(about.get(PAIRS, "[]")))
             for name in file.keys():  # noqa: SIM118
                 size = tuple(file.get_slice(name).get_shape())
-                if name in pairs:
-                    *size_of_pairs, two = size
-                    if two != 2:
-                        raise ValueError(
-                            f"{name} is said to be complex, and its last dimension is {two}, not 2"
-                        )
-                    size = tuple(size_of_pairs)
                 place = places.get(name, {"shape": size, "offsets": [0] * len(size)})
                 shape = tuple(int(count) for count in place["shape"])
                 offsets = tuple(int(count) for count in place["offsets"])
@@ -132,6 +130,10 @@ class Contents:
                     0 <= start <= start + count <= whole
                     for start, count, whole in zip(offsets, size, shape, strict=True)
                 )
+                if name in pairs:
+                    if not inside or (size[-1:], shape[-1:]) != ((2,), (2,)):
+                        raise ValueError(f"{name} is said to be complex, and its last dimension is not of 2")
+                    size, shape, offsets = size[:-1], shape[:-1], offsets[:-1]
                 if not inside or shapes.setdefault(name, shape) != shape:
                     raise ValueError(f"{name} has a slice that does not fit the others")
                 pieces.setdefault(name, []).append(_Piece(file, name, offsets, size, name in pairs))

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lockstep.engine.advice import ran_out
+from lockstep.engine.contents import from_pairs
 from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
 from lockstep.strategies._ema import aliases
