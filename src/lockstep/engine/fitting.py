@@ -101,9 +101,7 @@ def load_weights(module: nn.Module, run_folder: Path, name: str) -> None:
     given = _unwrapped(given, own)
     for key, tensor in own.items():
         if tensor.is_complex() and key in given and given[key].shape == (*tensor.shape, 2):
-            given[key] = torch.view_as_complex(
-                given[key].contiguous()
-            )  # as checkpoints and exports have them
+            given[key] = from_pairs(given[key])  # as checkpoints and exports have them
     given |= {
         name: given[first] for name, first in aliases(module).items() if first in given and name not in given
     }
