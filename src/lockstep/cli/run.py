@@ -69,6 +69,11 @@ def configure(parser: argparse.ArgumentParser, face: Face = LOCKSTEP) -> None:
         "--catalog", metavar="FOLDER", type=Path, help=f"default: {CATALOG} in the project's root"
     )
     parser.add_argument(
+        "--check-only",
+        action="store_true",
+        help="look at the model, compare the strategy with it on a few samples, and end; nothing is kept",
+    )
+    parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help=f"parameters for this run, such as {face.example}=2"
     )
 
@@ -106,4 +111,10 @@ def run(arguments: argparse.Namespace, face: Face = LOCKSTEP) -> int:
             example=face.example,
             epilogue=face.epilogue,
         )
+        if arguments.check_only:
+            if request.resume is not None or request.reproduces is not None:
+                raise UsageError("--check-only looks at a new run: allowed without --resume and --reproduces")
+            from lockstep.orchestration.checking import check
+
+            return check(request, server, Display())
         return start(request, server, Display(), arguments.began)

@@ -47,12 +47,25 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         """This rank's share of the global batch that feeds update ``step + 1``."""
         whole, epoch = self.whole(step)
+        batch = self.share(whole, epoch)
+        for ahead in range(1, self.features.ahead + 1):
+            soon, its_epoch = self.whole(step + ahead)
+            self.features.expect(soon[self.shard.rows(len(soon))], its_epoch)
+        return batch
+
+    def first(self, count: int) -> Batch:
+        """This rank's share of the first ``count`` rows of the first global batch, not augmented."""
+        return self.share(self.whole(0)[0][:count], None)
+
+    def share(self, whole: Tensor, epoch: int | None) -> Batch:
+        """This rank's share of some rows, augmented as in that epoch, or as they are where it is None."""
         rows = whole[self.shard.rows(len(whole))]
         weight = 1.0
         if not len(rows):
             rows, weight = whole[:1], 0.0
-        features = self.features.take(rows, epoch)
-        for ahead in range(1, self.features.ahead + 1):
-            soon, its_epoch = self.whole(step + ahead)
-            self.features.expect(soon[self.shard.rows(len(soon))], its_epoch)
-        return Batch(features, self.labels.index_select(0, rows).long(), weight, len(whole))
+        return self.take(rows, epoch, len(whole), weight)
+
+    def take(self, rows: Tensor, epoch: int | None, global_samples: int, weight: float = 1.0) -> Batch:
+        """These rows, as a part of a global batch of so many samples."""
+        labels = self.labels.index_select(0, rows).long()
+        return Batch(self.features.take(rows, epoch), labels, weight, global_samples)

@@ -1,31 +1,52 @@
-"""What a model does that the promise of the same maths at any world size does not cover."""
+"""What a model does, as it was observed, that the promise of the same maths at any world size does not cover."""
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from collections.abc import Sequence
 
 from lockstep.strategies.base import Strategy
 
+NAMED = 3
+
 
 def of(strategy: Strategy) -> list[str]:
-    """A sentence for each, for the user; empty for most models, for one rank, and for a single process."""
-    if strategy.group.world_size == 1:
-        return []
-    found = []
-    if names := _names(strategy.module, _BatchNorm):
+    """A sentence for each, for the user; empty for most models."""
+    seen, found = strategy.observed, []
+    if strategy.splits_batch():
+        found += _of_several_passes(strategy)
+    if seen.attributes:
         found.append(
-            f"{names} normalises by the statistics of each rank's own samples: another world size trains another "
-            "model. GroupNorm or LayerNorm would not"
+            f"{_names(seen.attributes)} changes in the forward pass and is no buffer, so no checkpoint holds it: a "
+            "resumed run starts from its initial value. register_buffer() would keep it"
         )
-    if (names := _names(strategy.module, _DropoutNd, "p")) and not strategy.draws_by_shard:
+    if "" in seen.evaluation_modes:
         found.append(
-            f"{names} draws by rank: a repeated run has the same bits, but another world size draws otherwise"
+            "the model's function returned it in evaluation mode, and so it is trained: dropout and batch statistics "
+            "stay off. Call train() on it before it is returned if that is not meant"
         )
     return found
 
 
-def _names(module: nn.Module, kind: type[nn.Module], active: str = "training") -> str:
-    names = [
-        name for name, part in module.named_modules() if isinstance(part, kind) and getattr(part, active)
-    ]
-    return f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}" if names else ""
+def _of_several_passes(strategy: Strategy) -> list[str]:
+    seen, found = strategy.observed, []
+    if seen.buffers or seen.mixes_samples:
+        what = _names(sorted({name.rpartition(".")[0] or name for name in seen.buffers})) or "the model"
+        found.append(
+            f"{what} looks at all samples of a pass together (as batch normalisation does) or keeps statistics of "
+            "them, and a step has several passes: another world size or micro-batch size trains another model. "
+            "GroupNorm or LayerNorm would not"
+        )
+    if seen.draws and strategy.draws_by_shard:
+        found.append(
+            f"{_names(seen.draws)} draws random numbers by piece of the batch: the same bits at any world size, but "
+            "other draws than those of the single process"
+        )
+    elif seen.draws:
+        found.append(
+            f"{_names(seen.draws)} draws by rank and pass: a repeated run has the same bits, but another world size or "
+            "micro-batch size draws otherwise"
+        )
+    return found
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(name or "the model's forward pass" for name in names[:NAMED])
+    return shown + " and others" * (len(names) > NAMED)

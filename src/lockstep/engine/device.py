@@ -61,9 +61,9 @@ class OnDevice(Batches):
         self.__dict__.update(vars(batches))
         self._device, self._channels_last = device, channels_last
 
-    def __call__(self, step: int) -> Batch:
-        """This rank's share, on its device."""
-        batch = super().__call__(step)
+    def take(self, rows: Tensor, epoch: int | None, global_samples: int, weight: float = 1.0) -> Batch:
+        """These rows, on this rank's device."""
+        batch = super().take(rows, epoch, global_samples, weight)
         return replace(batch, features=self._sent(batch.features), labels=self._sent(batch.labels))
 
     def _sent(self, tensor: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ from lockstep.engine.judging import Seen, evaluate, rows_of_a_pass
 from lockstep.engine.log import say
 from lockstep.engine.precision import PRECISIONS
 from lockstep.engine.rank import launched, make_module
+from lockstep.engine.refusals import refuse_other_constants
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.parameters import Parameters, read
 from lockstep.strategies._ema import aliases, averaged
+from lockstep.strategies._observed import Observed
 
 LOG = "evaluator.log"
 SPLITS = ("train", "validation", "test")
@@ -55,6 +57,8 @@ def evaluate_run(run: Run, parameters: Parameters, device: torch.device = HOST) 
     splits = open_splits(run.data, SPLITS, parameters, precision)
     rows = rows_of_a_pass(parameters)
     module = placed(make_module(run, parameters), device, parameters.training)
+    observed = Observed.of_record(read_json(run.plan).get("model", {}))
+    refuse_other_constants(module, observed.constants)
     state = final.tensors()
     judged = judge(module, final, state["model"], splits, data, rows)
     averages = averaged(state, aliases(module))

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from lockstep import plugins
 from lockstep.catalog.run import Run
-from lockstep.engine import lazy_dynamo
+from lockstep.engine import lazy_dynamo, observation, rehearsal
 from lockstep.engine.activations import drop_activations
 from lockstep.engine.batches import Batches
 from lockstep.engine.features import open_splits
@@ -77,14 +77,34 @@ def forecast(run: Run) -> dict[str, Any]:
         )
         ranks.append(memory.record() | ({} if strategy.updates_weights else {"optimizer": 0}))
     passes, how = of_passes(run, parameters, plan, module)
+    observed = observed_model(run, plan)
     found: dict[str, Any] = {
         "ranks": [rank | {"gathered": gathered, "activations": passes, "process": own} for rank in ranks],
         "activations_measured_on": how,
+        "observed": observed,
     }
     if plan["device"] == "cuda":
         # This process is the only one so far that has opened the GPUs, and it ends before the ranks do.
         found["device_free_bytes"] = [torch.cuda.mem_get_info(rank)[0] for rank in range(plan["world_size"])]
     return found
+
+
+def observed_model(run: Run, plan: dict[str, Any]) -> dict[str, Any]:
+    """What the model is seen to do, for the plan; a model that fails here fails in its ranks, with better words."""
+    parameters = read(run.parameters, [])
+    splits = open_splits(run.data, ("train",), parameters, PRECISIONS[parameters.training.precision])
+    shard = Shard(0, 1, plan["world_size"])
+    batches = Batches(*splits["train"], parameters.seed, parameters.training.global_batch_size, shard)
+    with on_meta():
+        size = sum(tensor.nbytes for tensor in make_module(run, parameters).state_dict().values())
+    if size > observation.LARGEST_BYTES:
+        return {"absent": f"the weights take {size:,} bytes"}
+    try:
+        seen, reference = observation.observe(make_module(run, parameters), batches, parameters)
+    except Exception as error:  # whatever a model of the user's own raises
+        return {"absent": f"{type(error).__name__}: {error}"[:1000]}
+    rehearsal.keep(run, reference)
+    return seen.record()
 
 
 def on_meta() -> contextlib.AbstractContextManager[object]:

@@ -167,6 +167,7 @@ def end_epoch(job: Job, step: int) -> None:
         shard=job.strategy.shard(),
         trained_rows=rows_of_a_pass(job.parameters),
         counted=job.strategy.counts,
+        writes_weights=bool(job.strategy.observed.written_in_evaluation),
     )
     total = job.strategy.total(torch.tensor([seen.loss], dtype=torch.float64)) if len(labels) else None
     if total is not None:

@@ -19,7 +19,7 @@ from lockstep import full_disk, plugins
 from lockstep.board import Board
 from lockstep.catalog import imports
 from lockstep.catalog.run import Run
-from lockstep.engine import lazy_dynamo
+from lockstep.engine import caveats, lazy_dynamo, refusals, rehearsal
 from lockstep.engine.activations import drop_activations
 from lockstep.engine.advice import errors_in_words
 from lockstep.engine.batches import Batches
@@ -33,13 +33,14 @@ from lockstep.engine.loop import train
 from lockstep.engine.metrics import Metrics, fingerprints, peak_rss_bytes
 from lockstep.engine.optimizers import make_optimizer
 from lockstep.engine.precision import PRECISIONS, take_in
-from lockstep.engine.restore import export, restore
+from lockstep.engine.restore import export, restore, warn
 from lockstep.errors import LockstepError, RunFailed
-from lockstep.files import read_json
+from lockstep.files import read_json, write_json
 from lockstep.linux import die_with_parent
 from lockstep.parameters import Parameters, Training, read
 from lockstep.strategies._ema import aliases
 from lockstep.strategies._module_state import seed_all
+from lockstep.strategies._observed import Observed
 from lockstep.strategies._slices import NOTHING_TO_TRAIN
 from lockstep.strategies.base import Group, Strategy, key
 from lockstep.transports.base import TransportError
@@ -145,7 +146,13 @@ def work(
     if device != HOST or training.channels_last:
         batches = OnDevice(batches, device, training.channels_last)
     with errors_in_words(f"on rank {index}"):
-        build_model(run, parameters, strategy, batches, device)
+        compared = build_model(run, parameters, strategy, batches, device)
+        if plan.get("check_only"):
+            if index == 0:
+                write_json(run.live / "compared.json", compared)
+                warn(run, *caveats.of(strategy))
+            strategy.close()
+            return
         job = Job(
             run=run,
             parameters=parameters,
@@ -161,7 +168,7 @@ def work(
         step = restore(job)
         imports.note(run, index)
         started = time.monotonic()
-        note_start(job, step, started, attempt)
+        note_start(job, step, started, attempt, compared)
         say_start(f"rank {index} of {options.world_size} ({options.strategy.name})", attempt, step, device)
         step = train(job, step)
     strategy.total(torch.zeros(1))  # every rank has posted its last fingerprint when this returns
@@ -185,7 +192,7 @@ def work(
     strategy.close()
 
 
-def note_start(job: Job, step: int, started: float, attempt: int) -> None:
+def note_start(job: Job, step: int, started: float, attempt: int, compared: dict[str, Any]) -> None:
     """Where this attempt begins, on the board and in the metrics."""
     board, index = job.board, job.rank
     job.metrics.write(
@@ -198,6 +205,7 @@ def note_start(job: Job, step: int, started: float, attempt: int) -> None:
         threads=torch.get_num_threads(),
         exact=job.strategy.exact,
         strategy=job.strategy.describe(),
+        compared_with_model=compared,
         parameter_digests=fingerprints(job.strategy.fingerprinted()),
     )
     board.write("epoch", step // job.batches.steps_per_epoch)
@@ -208,8 +216,11 @@ def note_start(job: Job, step: int, started: float, attempt: int) -> None:
 
 def build_model(
     run: Run, parameters: Parameters, strategy: Strategy, batches: Batches, device: torch.device = HOST
-) -> None:
-    """The model by its name, placed, settled, and back at its initial state; then the optimizer."""
+) -> dict[str, Any]:
+    """The model by its name, placed, settled, and back at its initial state; then the optimizer.
+
+    Returns what `rehearsal.rehearse` compared.
+    """
     module = placed(make_module(run, parameters, strategy.notes), device, parameters.training)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise RunFailed(NOTHING_TO_TRAIN)
@@ -217,6 +228,11 @@ def build_model(
     strategy.passes.find_generators(module)
     classes = len(read_json(run.data / "data.json")["classes"])
     strategy.reads = check_model(module, batches(0), parameters, classes)
+    names = [name for name, parameter in module.named_parameters()]
+    initial = rehearsal.weights_print(module)
+    strategy.observed = Observed.of_record(read_json(run.plan).get("model", {}))
+    refusals.refuse_other_constants(module, strategy.observed.constants)
+    refusals.refuse_model(strategy, parameters.distributed.strategy.name)
     strategy.aliases = aliases(module)
     prepare_module(module, parameters.training)
     strategy.place(module)
@@ -225,7 +241,13 @@ def build_model(
     strategy.ema_decay = parameters.training.ema_decay
     refuse_what_it_cannot(strategy, parameters.distributed.strategy.name)
     strategy.settle(batches(0))
+    compared = {"absent": "a compiled model would be compiled again for the shapes of a few rows"}
+    if not parameters.training.compile:
+        reference = rehearsal.reference_of(run)
+        precision = parameters.training.precision
+        compared = rehearsal.rehearse(strategy, batches, reference, initial, names, precision)
     strategy.optimizer = make_optimizer(parameters.training, strategy.optimized())
+    return compared
 
 
 def refuse_what_it_cannot(strategy: Strategy, name: str) -> None:

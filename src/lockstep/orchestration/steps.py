@@ -87,7 +87,9 @@ def setup_distributed(
     for warning in decided["warnings"]:
         session.warn(warning)
     session.display.say(plan.in_words(decided))
-    decided["memory"] = forecast.make(session, parameters.distributed)
+    memory = forecast.make(session, parameters.distributed)
+    decided["model"] = memory.pop("observed", {"absent": memory.get("absent")})
+    decided["memory"] = memory
     write_json(session.run.plan, decided)
     if "ranks" in decided["memory"]:
         session.display.say(f"a rank needs {forecast.in_words(decided['memory']['ranks'][0])}")
@@ -128,6 +130,16 @@ def _train_with_restarts(
             left -= 1
             what = str(error).partition("\n")[0]
             session.warn(f"{what}. It is started again from the last checkpoint, and the ranks go back to it")
+
+
+def check_ranks(distributed: dict[str, Any]) -> dict[str, Any]:
+    """Start the ranks, let them build the model and compare, and end them; what rank 0 compared."""
+    session, run = current(), current().run
+    decided = read_json(run.plan) | {"check_only": True}
+    write_json(run.plan, decided)
+    _train_once(session, decided, distributed)
+    compared: dict[str, Any] = read_json(run.live / "compared.json")
+    return compared
 
 
 def _train_once(session: Session, decided: dict[str, Any], distributed: dict[str, Any]) -> int:

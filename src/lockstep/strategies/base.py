@@ -14,6 +14,7 @@ from lockstep.collectives.schedule import make
 from lockstep.strategies import _ema
 from lockstep.strategies._layout import slots_like
 from lockstep.strategies._loss import correct, summed_loss
+from lockstep.strategies._observed import Observed
 from lockstep.strategies._passes import Passes
 from lockstep.strategies._reads import Reads
 from lockstep.strategies._shares import Batch, Group, Outcome, Shard, clock, key
@@ -34,6 +35,7 @@ class Strategy:
     replicated = True  # after this step every rank holds the same weights, and a rank that parts is an error
     meets_in_passes = False  # ranks wait for each other in every pass, so that all have to make as many
     counts = True  # the samples that it sees are counted here, and by no other rank
+    divides_parameters = False  # a rank's pass does not go through the user's own parameters, whole
     sharded = (
         False  # no rank holds all of the state: each saves its own slices, and reads those that it needs
     )
@@ -49,6 +51,7 @@ class Strategy:
         self.max_grad_norm: float | None = None
         self.ema_decay: float | None = None
         self.passes = Passes()
+        self.observed = Observed()  # what the model was seen to do; known before `place`
         self.transport: Transport | None = None  # where it has one of ours
         self.draws: tuple[int, int] = (0, 0)  # (seed, step): what random draws of the next pass are keyed by
         self.sync_seconds = 0.0  # of the last step: spent with no gradient of its own left to compute
@@ -85,6 +88,10 @@ class Strategy:
     def shard(self) -> Shard:
         """Which slice of each global batch is this rank's: one a rank, unless overridden."""
         return Shard(self.group.rank, self.group.rank + 1, self.group.world_size)
+
+    def splits_batch(self) -> bool:
+        """Whether a global batch goes through the model in several passes, of one rank or of many."""
+        return self.shard().parts > 1 or self.passes.micro_batch_size is not None
 
     def place(self, module: nn.Module) -> nn.Module:
         """Take the module in, before the optimizer exists; returns what the forward pass calls."""

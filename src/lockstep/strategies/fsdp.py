@@ -22,11 +22,16 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
+from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
+from lockstep.strategies._fsdp_agreement import ADVICE, SUM, Agreement, install
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._fsdp_ring import RingReduceScatter, neighbours_of
+from lockstep.strategies._fsdp_unused import SameGradients, UnusedParameters, skipped
 from lockstep.strategies._fsdp_wrap import (
     gathered_bytes,
     group_size,
@@ -58,11 +63,13 @@ class Fsdp(Strategy):
     stand side by side, and holds a replica in each. ``reduce_scatter: ring`` is ours over ``transport``, for half of
     gloo's bytes; ``backend`` is gloo's or NCCL's own. ``param_dtype`` is what a block computes in and is gathered
     in, ``reduce_dtype`` what gradients are summed in (null: as the parameters); shares and moments stay in full
-    precision. ``cpu_offload`` keeps the shares in the host's memory.
+    precision. ``cpu_offload`` keeps the shares in the host's memory. ``gathered_with_root`` names blocks that some
+    ranks may leave out of a pass; those seen to be left out before training are found without it.
     """
 
     replicated = False
     sharded = True
+    divides_parameters = True
     meets_in_passes = True
 
     def __init__(
@@ -76,6 +83,7 @@ class Fsdp(Strategy):
         param_dtype: Literal["bf16", "fp16"] | None = None,
         reduce_dtype: Literal["fp32", "bf16", "fp16"] | None = None,
         cpu_offload: bool = False,
+        gathered_with_root: tuple[str, ...] = (),
     ) -> None:
         super().__init__(group)
         self.sharding, self.cpu_offload = sharding, cpu_offload
@@ -84,6 +92,10 @@ class Fsdp(Strategy):
         self.exact = param_dtype is None and reduce_dtype is None
         self.wrapped: dict[str, FSDPModule] = {}  # by name, in the order of the blocks; the root has no name
         self.left_to_root: dict[str, str] = {}  # blocks that could not be wrapped, and why
+        self._gathered_with_root = gathered_with_root
+        self._agreement: Agreement | None = None
+        self._unused: UnusedParameters | None = None
+        self._same_gradients = SameGradients(self.module, group.world_size)
         self._parts: Parts | None = None
         self._numbers = Numbers(self.module, group.world_size)
         self._ring_wanted = reduce_scatter == "ring"
@@ -125,6 +137,9 @@ class Fsdp(Strategy):
         self.module = self.model = self._wrap(module, device)
         self._parts = Parts(self.module)
         self._numbers = Numbers(self.module, self.group.world_size)
+        self._same_gradients = SameGradients(self.module, self.group.world_size)
+        if self.observed.unused or self._gathered_with_root:
+            self._unused = UnusedParameters(self.wrapped, self.total, self.module)
         sizes = [own_bytes(each, self.param_dtype) for each in self.wrapped.values()]
         again = self.sharding != "shard_grad_op"
         self._least_bytes = least_bytes(sizes, again, self.group.world_size, self.ranks_per_group)
@@ -144,17 +159,31 @@ class Fsdp(Strategy):
             ignored_params=numbers(module),
         )
         chosen, self.left_to_root = separable(module, self.reads)
+        may_be_skipped = self._may_be_skipped(chosen)
+        self.left_to_root |= dict.fromkeys(may_be_skipped, "a rank may leave it out of a pass")
+        chosen = {name: block for name, block in chosen.items() if name not in may_be_skipped}
         for name, block in chosen.items():
             self.wrapped[name] = wrapped(block, reshard_after_forward=again)
         # The root's own parameters are needed again at once, when backward begins: they stay.
         self.wrapped[""] = wrapped(module, reshard_after_forward=False)
+        reduce_scatter: ReduceScatter = DefaultReduceScatter()
         if self._ring_wanted and device.type == "cpu" and self.ranks_per_group > 1:
             neighbours = neighbours_of(self.group, self.ranks_per_group, self._ring_transport)
             self._beside_sockets = neighbours.beside_sockets
-            self._ring = RingReduceScatter(neighbours)
-            for each in self.wrapped.values():
-                each.set_custom_reduce_scatter(self._ring)
+            reduce_scatter = self._ring = RingReduceScatter(neighbours)
+        if self.transport is not None:
+            ranks = self.group.world_size
+            self._agreement = Agreement(self.group.rank, ranks, super().total, [*self.wrapped])
+            install(self._agreement, [*self.wrapped.values()], reduce_scatter)
         return module
+
+    def _may_be_skipped(self, blocks: dict[str, nn.Module]) -> set[str]:
+        if unknown := set(self._gathered_with_root) - blocks.keys():
+            raise RunFailed(
+                f"distributed.strategy.gathered_with_root: found {min(unknown)}, which is no block of this model; "
+                f"allowed: {', '.join(blocks) or 'none, since it has no blocks'}"
+            )
+        return skipped(blocks, self.observed.unused) | set(self._gathered_with_root)
 
     def accumulating(self) -> contextlib.AbstractContextManager[object]:
         """Gradients are not reduced in this backward pass: each rank holds them whole until the last."""
@@ -184,8 +213,10 @@ class Fsdp(Strategy):
             squares = float(nn.utils.get_total_norm(full)) ** 2 / (
                 self.group.world_size / self.ranks_per_group
             )
-        told = self.total(torch.tensor([squares, *self._numbers.told()], dtype=torch.float64))
-        single = self._numbers.take(told[1:])
+        marks = self._same_gradients.numbers()
+        told = self.total(torch.tensor([squares, *marks, *self._numbers.told()], dtype=torch.float64))
+        self._same_gradients.check(told[1:3], self.total, ADVICE)
+        single = self._numbers.take(told[3:])
         norm = math.sqrt(float(told[0]) + sum(float(gradient) ** 2 for gradient in single))
         own += single
         value = self.passes.loss_scale.undo(own, norm)
@@ -215,8 +246,16 @@ class Fsdp(Strategy):
         beside = [each.wire_bytes for each in (self.transport, self._beside_sockets) if each is not None]
         return sum(beside) + (self._sent.read() if self._sent is not None else 0)
 
+    def backward(self, loss: Tensor) -> None:
+        """Where parameters may stay unused, the ranks agree first on who used which."""
+        if self._unused is not None:
+            self._unused.agree(loss)
+        super().backward(loss)
+
     def total(self, values: Tensor) -> Tensor:
         """Over shared memory where it can be had."""
+        if self._agreement is not None:
+            self._agreement.reach(SUM, elements=values.numel())
         if self.transport is not None:
             return super().total(values)
         dist.all_reduce(values)

@@ -89,6 +89,10 @@ class Pipeline(Strategy):
         self.share_initial_weights(module)
         return super().place(module)
 
+    def splits_batch(self) -> bool:
+        """In micro-batches, unless there is one only."""
+        return self._count(self._rows) > 1
+
     def settle(self, batch: Batch) -> None:
         """Cut the model, now that a batch shows what goes from part to part, and keep this rank's stages of it."""
         if getattr(self.module, "_compiled_call_impl", None) is not None:

@@ -51,6 +51,7 @@ class Tensor(Strategy):
 
     replicated = False
     sharded = True
+    divides_parameters = True
     meets_in_passes = True
 
     def __init__(self, group: Group, *, data_parallel: Annotated[int, Field(ge=1, le=1024)] = 1) -> None:
