@@ -147,7 +147,7 @@ def test_a_model_that_the_promise_does_not_cover_says_so(command, tmp_path):
         "    return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, num_classes))\n"
     )
     output = command.run("--run-id", "r", *JOB, "model=normed:net", "training.epochs=1", cwd=tmp_path)
-    assert "statistics of each rank's own samples" in output
+    assert "looks at all samples of a pass together" in output
     assert "draws by rank" in output
 
 
