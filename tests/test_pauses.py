@@ -133,6 +133,7 @@ def test_rank_0_waits_for_lines_without_counting_a_pause(
         saving.wait_for_lines(job, 14)
 
 
+@pytest.mark.timeout(300)  # two whole runs and the pauses of one
 @pytest.mark.parametrize("words", [
     slow("distributed.strategy=allreduce"),
     slow("distributed.strategy={name: allreduce, algorithm: ring, transport: tcp}"),
@@ -147,12 +148,17 @@ def test_rank_0_waits_for_lines_without_counting_a_pause(
 ])  # fmt: skip
 def test_a_run_that_is_paused_ends_in_the_same_bits(command: Any, words: str) -> None:
     options = [*SMALL, *words.split(" model.")[:1], *(f"model.{word}" for word in words.split(" model.")[1:])]
-    options += ["training.epochs=200", "distributed.world_size=2", "distributed.timeout_seconds=1"]
+    options += [
+        "training.epochs=40",
+        "checkpoint.every_epochs=40",
+        "distributed.world_size=2",
+        "distributed.timeout_seconds=3",
+    ]
     command.run("--run-id", "whole", *options)
     process = command.start_and_wait_for_step("paused", 1, *options)
-    for seed in range(4):
+    for seed in range(2):
         time.sleep(0.2)
-        pause(process.pid, 3.0, seed)
+        pause(process.pid, 5.0, seed)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert bits(Run(command.catalog / "paused")) == bits(Run(command.catalog / "whole"))
@@ -160,8 +166,8 @@ def test_a_run_that_is_paused_ends_in_the_same_bits(command: Any, words: str) ->
 
 @pytest.mark.slow
 def test_a_pause_longer_than_any_limit_of_gloo_that_once_was_ends_no_run(command: Any) -> None:
-    options = [*SMALL, "training.epochs=100", "distributed.strategy=ddp", "distributed.timeout_seconds=0.5"]
+    options = [*SMALL, "training.epochs=40", "distributed.strategy=ddp", "distributed.timeout_seconds=2"]
     process = command.start_and_wait_for_step("r", 1, *options)
-    pause(process.pid, 33.0, 0, apart=0.2)
+    pause(process.pid, 37.0, 0)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
