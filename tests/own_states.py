@@ -17,7 +17,9 @@ class Turn(nn.Module):
 
     def forward(self, x):
         if self.training:
-            self.seen += self.fixed
+            self.seen.copy_(
+                self.fixed * 1j
+            )  # the same in every pass, of which a pipeline makes several a step
         z = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * self.turn * self.fixed[0]
         return torch.tanh(torch.view_as_real(z).flatten(-2))
 
