@@ -54,6 +54,7 @@ def files_that_import(module: str) -> list[str]:
 
 
 HAS_TORCH = find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 collect_ignore = [] if HAS_TORCH else files_that_import("torch")
 
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from conftest import wait_until
+from conftest import needs_torch, wait_until
 from lockstep.cli import collectives, main
 from lockstep.collectives import prove
 from lockstep.collectives.schedule import PAIRS
@@ -203,6 +203,7 @@ def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/absent/a.svg: No such file or directory\n"
 
 
+@needs_torch
 def test_a_command_that_is_terminated_leaves_no_temporary_folder(tmp_path):
     words = ["collectives", "run", "--algorithm", "ring", "--num-steps", "100000"]
     with subprocess.Popen(

@@ -10,12 +10,13 @@ import threading
 
 import pytest
 
-from conftest import descendants
+from conftest import descendants, needs_torch
 from lockstep import cli
 from lockstep.cli import collectives_run
 from lockstep.errors import RunFailed
 from lockstep.launchers import gather
 
+pytestmark = needs_torch
 TARGET = "lockstep.engine.simulation:main"
 ALGORITHMS = ("ring", "tree", "halving_doubling", "direct", "hierarchical", "parameter_server")
 

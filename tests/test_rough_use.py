@@ -14,7 +14,7 @@ import termios
 
 import pytest
 
-from conftest import ROOT, descendants, wait_until
+from conftest import ROOT, descendants, needs_torch, wait_until
 from lockstep.catalog import events, status
 from lockstep.catalog.run import Run
 from lockstep.catalog.seal import verify_seal
@@ -208,6 +208,7 @@ def test_a_signal_is_remembered_where_python_drops_what_is_raised(tmp_path):
         assert session.stop_signal == "SIGINT"  # before the next step, and by the ranks, it is looked at
 
 
+@needs_torch
 @pytest.mark.parametrize("words", [("--run-id", ""), ("--resume", ""), ("--catalog", __file__)])
 def test_names_that_are_none_are_refused(words, tmp_path, capsys):
     assert main(["run", "--catalog", str(tmp_path), *words]) == 2

@@ -203,7 +203,7 @@ def find(catalog: Path, name: str) -> Run:
         return runs[0]
     ids = sorted(run_ids(catalog), reverse=True)
     if not ids:
-        raise UsageError(f"no runs in {catalog} yet: uv run lockstep run makes one")
+        raise UsageError(f"no runs in {catalog} yet: uv run pipeline.py, or uv run lockstep run, makes one")
     matches = [run_id for run_id in ids if run_id.startswith(name)]
     if len(matches) == 1:
         return _readable(Run(catalog / matches[0]))

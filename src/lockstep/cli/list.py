@@ -82,5 +82,5 @@ def _list(arguments: argparse.Namespace) -> int:
     elif answer.total:
         output.write_line(f"none of the {answer.total:,} runs in {catalog} fits")
     else:
-        output.write_line(f"no runs in {catalog} yet: uv run lockstep run makes one")
+        output.write_line(f"no runs in {catalog} yet: uv run pipeline.py, or uv run lockstep run, makes one")
     return 0
