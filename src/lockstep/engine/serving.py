@@ -10,6 +10,7 @@ from lockstep import plugins
 from lockstep.board import Board
 from lockstep.catalog.run import Run
 from lockstep.engine.device import HOST
+from lockstep.engine.fitting import refuse_what_no_strategy_trains
 from lockstep.engine.log import say, say_start
 from lockstep.engine.metrics import Metrics, peak_rss_bytes
 from lockstep.engine.optimizers import make_optimizer
@@ -60,6 +61,7 @@ def serve(
     group = Group(index, ranks, run.live / f"rendezvous-{attempt}", options.timeout_seconds)
     strategy = plugins.load("strategies", options.strategy.name)
     module = make_module(run, parameters)
+    refuse_what_no_strategy_trains(module)  # in the words of the workers, who may be later
     found, step, _ = starting_point(run, plan["steps_per_epoch"])
     state = state_of(found, parameters) if found else None
     if found and state:
