@@ -122,7 +122,7 @@ def test_a_difference_has_the_digits_that_tell_it_and_its_size(tmp_path):
         {"key": "training.optimizer.name", "a": "adam", "b": "sgd"},
     ]
     shown = text._table(rows)
-    assert shown.rows[0] == ("test loss", "0.0874012", "0.0912399", "+0.00384 (+0.044 of A)")
+    assert shown.rows[0] == ("test loss", "0.0874012", "0.0912399", "+0.00384 (+4.39%)")
     assert shown.rows[1][1:3] == ("25.3 GB", "8.32 GB") and shown.rows[2][3] == ""
     a, b = (compared_runs.build(tmp_path, name) for name in "ab")
     found = compare.compare(a, b, [tmp_path])

@@ -108,7 +108,7 @@ def test_1000_runs_are_found_sorted_ticked_and_compared(tab: browser.Browser, se
     assert set(column(tab, "tag")) == {"sweep"}
     find(tab, "nonsense>3")
     assert count(tab).startswith("no column nonsense: there are run, ")
-    find(tab, "accuracy>97% accuracy<=0.98")
+    find(tab, "accuracy>97% accuracy<=0.98 run-")
     assert [float(each.rstrip("%")) for each in column(tab, "accuracy")] == pytest.approx(
         [97.1 + index / 10 for index in reversed(range(10))][::-1]
     )

@@ -67,7 +67,7 @@ def _delta(a: object, b: object) -> str:
     one, other = number(a), number(b)
     if one is None or other is None:
         return ""
-    share = f" ({(other - one) / abs(one):+.2g} of A)" if one else ""
+    share = f" ({100 * (other - one) / abs(one):+.3g}%)" if one else ""
     return f"{other - one:+.3g}{share}"
 
 
