@@ -151,6 +151,8 @@ def work(
             if index == 0:
                 write_json(run.live / "compared.json", compared)
                 warn(run, *caveats.of(strategy))
+            metrics.close()
+            board.enter("done")
             strategy.close()
             return
         job = Job(

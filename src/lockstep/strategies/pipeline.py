@@ -271,7 +271,7 @@ class _Kept(nn.Module):
 
     def __init__(self, stripped: nn.Module, pipeline: Pipeline) -> None:
         super().__init__()
-        for name, child in stripped.named_children():
+        for name, child in stripped._modules.items():  # named_children() leaves out further names of a part
             self.add_module(name, child)
         self._predict = pipeline.predict
         self._canonical = pipeline._ownership.canonical
