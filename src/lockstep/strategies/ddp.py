@@ -27,8 +27,8 @@ class Ddp(Strategy):
     """Every rank holds the whole model and sees its slice of each global batch.
 
     ``bucket_mb`` counts 1 MB as 1,000,000 bytes. ``find_unused_parameters``: in each step the ranks look for
-    parameters that their passes did not use, and agree on who used which. null: if some rank's first pass leaves one
-    out.
+    parameters that their passes did not use, and agree on who used which. null: if one is left out
+    in a pass that is made before training.
     """
 
     def __init__(
@@ -95,17 +95,21 @@ class Ddp(Strategy):
         """
         initial = ModuleState(self.module)
         if self._wanted is None:
-            with self.accumulating():
-                super().forward_backward(batch)
-            left_out = torch.tensor([float(any(p.grad is None for _, p in self._named_parameters()))])
-            self.module.zero_grad(set_to_none=True)
-            self.find_unused = bool(self.total(left_out))
+            self.find_unused = bool(self.observed.unused) or self._leaves_out(batch)
             if self.find_unused:
                 self._wrap()
         for _ in range(0 if self.find_unused else SETTLING_PASSES):
             super().forward_backward(batch)
             self.model.zero_grad(set_to_none=True)
         initial.restore()
+
+    def _leaves_out(self, batch: Batch) -> bool:
+        """Whether some rank's first pass leaves a parameter unused."""
+        with self.accumulating():
+            super().forward_backward(batch)
+        left_out = torch.tensor([float(any(p.grad is None for _, p in self._named_parameters()))])
+        self.module.zero_grad(set_to_none=True)
+        return bool(self.total(left_out))
 
     def backward(self, loss: Tensor) -> None:
         """The all-reduce runs inside; ``sync_seconds`` is what is left of it after the last gradient."""
