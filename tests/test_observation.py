@@ -193,13 +193,14 @@ def test_strategies_that_keep_the_model_whole_are_right_about_it(server, tmp_pat
 
 MIXED = [("experts", "fsdp"), ("experts_in_blocks", "fsdp"), ("layer_drop", "fsdp")]
 MIXED += [("experts_in_blocks", "{name: fsdp, sharding: hybrid, ranks_per_group: 1}")]
+MIXED += [("experts_with_a_plan", "{name: tensor, data_parallel: 2}")]
 
 
 @pytest.mark.parametrize(
     ("model", "strategy"),
     [MIXED[1], *(pytest.param(*case, marks=pytest.mark.slow) for case in (MIXED[0], *MIXED[2:]))],
 )
-def test_fsdp_is_right_where_ranks_leave_out_different_parameters(server, tmp_path, model, strategy):
+def test_sharding_is_right_where_ranks_leave_out_different_parameters(server, tmp_path, model, strategy):
     small = (f"model=odd_models:{model}", "training.epochs=1", "training.global_batch_size=4")
     small += ("training.micro_batch_size=1",) if model == "experts_in_blocks" else ()
     run = train(server, tmp_path, *small, f"distributed.strategy={strategy}")
@@ -211,9 +212,7 @@ def test_fsdp_is_right_where_ranks_leave_out_different_parameters(server, tmp_pa
 @pytest.mark.slow
 def test_a_block_that_only_some_ranks_gather_ends_the_run_in_that_step(server, tmp_path):
     small = ("model=odd_models:late", "training.epochs=3", "training.global_batch_size=2")
-    with pytest.raises(
-        RunFailed, match=r"fsdp: rank 0 gathers the weights of layers\.\d where rank 1 gathers"
-    ):
+    with pytest.raises(RunFailed, match=r"rank 0 gathers the weights of layers\.\d where rank 1 gathers"):
         train(server, tmp_path, *small, "distributed.strategy=fsdp")
     chosen = "{name: fsdp, gathered_with_root: [layers.0, layers.1, layers.2]}"
     run = train(server, tmp_path, *small, f"distributed.strategy={chosen}")

@@ -20,6 +20,7 @@ from lockstep.errors import RunFailed
 from lockstep.files import read_json, write_json
 from lockstep.strategies._dtensors import local
 from lockstep.strategies._module_state import ModuleState, evaluating, tensors_of
+from lockstep.strategies._passes import LossScale
 from lockstep.strategies.base import Strategy
 
 FILE = "reference.json"  # in the live folder
@@ -90,8 +91,11 @@ def _through(
 ) -> tuple[float, dict[str, tuple[float, float, float]]]:
     """The summed loss of this rank's rows; of its part of each gradient the sum, that of squares, and its share."""
     state = ModuleState(strategy.module, parameters=False)
-    clip, scale, draws = strategy.max_grad_norm, strategy.passes.loss_scale.state(), strategy.draws
+    clip, scale, draws = strategy.max_grad_norm, strategy.passes.loss_scale, strategy.draws
     strategy.max_grad_norm, strategy.draws = None, (draws[0], -1)
+    strategy.passes.loss_scale = (
+        LossScale()
+    )  # off: gradients of fp16 that overflow say nothing of the strategy
     try:
         with evaluating(strategy.module):
             batch = batches.first(rows)
@@ -104,8 +108,7 @@ def _through(
         }
         return (outcome.loss * batch.samples if strategy.counts else 0.0), found
     finally:
-        strategy.max_grad_norm, strategy.draws = clip, draws
-        strategy.passes.loss_scale.load(scale)
+        strategy.max_grad_norm, strategy.draws, strategy.passes.loss_scale = clip, draws, scale
         for parameter in strategy.module.parameters():
             parameter.grad = None
         state.restore()

@@ -25,11 +25,14 @@ Total = Callable[[Tensor], Tensor]
 
 
 class Agreement:
-    """One rank's view. ``total`` sums a small tensor over all ranks, in place; ``names`` are those of the blocks."""
+    """One rank's view. ``total`` sums a small tensor over all ranks, in place; ``names`` are those of the blocks.
 
-    def __init__(self, rank: int, size: int, total: Total, names: Sequence[str]) -> None:
+    ``advice`` says what a model is allowed to do that goes different ways.
+    """
+
+    def __init__(self, rank: int, size: int, total: Total, names: Sequence[str], advice: str) -> None:
         self._rank, self._size, self._total = rank, size, total
-        self._names = names
+        self._names, self._advice = names, advice
 
     def reach(self, kind: int, number: int = 0, elements: int = 0) -> None:
         """Wait until every rank is about to do the same. RunFailed on all of them where one is not."""
@@ -41,19 +44,14 @@ class Agreement:
         found = codes.tolist()
         other = next(rank for rank, each in enumerate(found) if each != found[0])
         raise RunFailed(
-            f"fsdp: rank 0 {self._in_words(found[0])} where rank {other} {self._in_words(found[other])}: the ranks go "
-            f"different ways through the model, and a block has to be used by all of them in the same order. {ADVICE}"
+            f"rank 0 {self._in_words(found[0])} where rank {other} {self._in_words(found[other])}: the ranks go "
+            "different ways through the model, and a block has to be used by all of them in the same order. "
+            f"{self._advice}"
         )
 
     def _in_words(self, code: int) -> str:
         code, kind = divmod(code - 1, _KINDS)
         return _WHAT[kind].format(self._names[code % _NUMBERS] or "what no block holds")
-
-
-ADVICE = (
-    "Allowed for such a model: distributed.strategy=ddp or allreduce; or name these blocks in "
-    "distributed.strategy.gathered_with_root, which then all ranks gather in every pass"
-)
 
 
 class AgreedAllGather(DefaultAllGather):

@@ -141,6 +141,6 @@ class SameGradients:
         for (name, _), ranks in zip(self._named, total(here).tolist(), strict=True):
             if 0 < ranks < self._ranks:
                 raise RunFailed(
-                    f"fsdp: {ranks:.0f} of {self._ranks} ranks used {name} in this step, so their gradients cannot be "
+                    f"{ranks:.0f} of {self._ranks} ranks used {name} in this step, so their gradients cannot be "
                     f"reduced together. Nothing was applied. {advice}"
                 )

@@ -28,7 +28,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceS
 from lockstep.errors import RunFailed
 from lockstep.plugins import Plugin
 from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
-from lockstep.strategies._fsdp_agreement import ADVICE, SUM, Agreement, install
+from lockstep.strategies._fsdp_agreement import SUM, Agreement, install
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._fsdp_ring import RingReduceScatter, neighbours_of
 from lockstep.strategies._fsdp_unused import SameGradients, UnusedParameters, skipped
@@ -50,6 +50,10 @@ from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock
 from lockstep.transports._sent import SentBytes
 from lockstep.transports.base import Transport
 
+ADVICE = (
+    "Allowed for such a model: distributed.strategy=ddp or allreduce; or name these blocks in "
+    "distributed.strategy.gathered_with_root, which then all ranks gather in every pass"
+)
 _DTYPES = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -173,7 +177,7 @@ class Fsdp(Strategy):
             reduce_scatter = self._ring = RingReduceScatter(neighbours)
         if self.transport is not None:
             ranks = self.group.world_size
-            self._agreement = Agreement(self.group.rank, ranks, super().total, [*self.wrapped])
+            self._agreement = Agreement(self.group.rank, ranks, super().total, [*self.wrapped], ADVICE)
             install(self._agreement, [*self.wrapped.values()], reduce_scatter)
         return module
 

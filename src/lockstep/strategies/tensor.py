@@ -8,7 +8,7 @@ share the samples, and in each column FSDP2 shares out what is left.
 import contextlib
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -30,7 +31,9 @@ from torch.distributed.tensor.parallel import (
 
 from lockstep.errors import RunFailed
 from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
+from lockstep.strategies._fsdp_agreement import SUM, Agreement, install
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
+from lockstep.strategies._fsdp_unused import SameGradients, UnusedParameters, skipped
 from lockstep.strategies._fsdp_wrap import separable
 from lockstep.strategies._joining import broadcast_from_rank_0, join, mesh_of_ranks
 from lockstep.strategies._some import Some
@@ -40,6 +43,10 @@ from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, open_transport
 from lockstep.transports._sent import SentBytes
+
+ADVICE = (
+    "Allowed for such a model: distributed.strategy.data_parallel=1, or distributed.strategy=ddp or allreduce"
+)
 
 
 class Tensor(Strategy):
@@ -65,6 +72,9 @@ class Tensor(Strategy):
         self._draws: Draws | None = None
         self._numbers = Numbers(self.module, group.world_size)
         self._alike = Alike(self.module, self.column, self.size)
+        self._agreement: Agreement | None = None
+        self._unused: UnusedParameters | None = None
+        self._same_gradients = SameGradients(self.module, group.world_size)
         self._sent: SentBytes | None = None
         self._sent_before = 0
 
@@ -99,7 +109,8 @@ class Tensor(Strategy):
         self._join(device)
         broadcast_from_rank_0(module)
         ties = tied(module, self.plan)
-        alone = list(separable(module, self.reads)[0].values())
+        alone = separable(module, self.reads)[0]
+        alone = {name: alone[name] for name in alone.keys() - skipped(alone, self.observed.unused)}
         mesh = mesh_of_ranks(device.type, (self.groups, self.size), ("data", "tensor"))
         for name, way in self.plan.items():
             if name:
@@ -114,6 +125,7 @@ class Tensor(Strategy):
         self._parts = Parts(module)
         self._numbers = Numbers(module, self.group.world_size)
         self._alike = Alike(module, self.column, self.size)
+        self._same_gradients = SameGradients(module, self.group.world_size)
         if device.type == "cpu":
             self._sent = SentBytes()
         return self.model
@@ -125,13 +137,17 @@ class Tensor(Strategy):
         sums = replace(group, rendezvous=group.rendezvous.with_name(f"{group.rendezvous.name}-sums"))
         self.transport = open_transport(sums, "shm")
 
-    def _share_out(self, module: nn.Module, alone: Iterable[nn.Module], mesh: DeviceMesh) -> nn.Module:
+    def _share_out(self, module: nn.Module, alone: dict[str, nn.Module], mesh: DeviceMesh) -> nn.Module:
         """Block by block, as far as blocks share no parameter with what is outside of them."""
-        for block in alone:
-            fully_shard(block, mesh=mesh, ignored_params=numbers(module))
-        self._root = fully_shard(
-            module, mesh=mesh, reshard_after_forward=True, ignored_params=numbers(module)
-        )
+        apart = numbers(module)
+        order = [name for name, _ in module.named_modules() if name in alone]  # the same on every rank
+        wrapped = {name: fully_shard(alone[name], mesh=mesh, ignored_params=apart) for name in order}
+        self._root = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=apart)
+        wrapped[""] = self._root
+        self._agreement = Agreement(self.group.rank, self.group.world_size, super().total, [*wrapped], ADVICE)
+        install(self._agreement, [*wrapped.values()], DefaultReduceScatter())
+        if self.observed.unused:
+            self._unused = UnusedParameters(wrapped, self.total, module)
         return module
 
     def forward_backward(self, batch: Batch) -> Outcome:
@@ -168,9 +184,13 @@ class Tensor(Strategy):
         squares = float(nn.utils.get_total_norm(mine)) ** 2 if mine else 0.0
         # Every rank tells its gradient of a single number: those of a group are alike, and the mean is that of groups.
         columns = self._alike.squares()
-        told = self.total(torch.tensor([squares, *columns, *self._numbers.told()], dtype=torch.float64))
-        self._alike.check(told[1 : 1 + self.size], self.total)
-        single = self._numbers.take(told[1 + self.size :])
+        marks = self._same_gradients.numbers()
+        told = self.total(
+            torch.tensor([squares, *marks, *columns, *self._numbers.told()], dtype=torch.float64)
+        )
+        self._same_gradients.check(told[1:3], self.total, ADVICE)
+        self._alike.check(told[3 : 3 + self.size], self.total)
+        single = self._numbers.take(told[3 + self.size :])
         norm = math.sqrt(float(told[0]) + sum(float(gradient) ** 2 for gradient in single))
         gradients += single
         value = self.passes.loss_scale.undo(gradients, norm)
@@ -179,6 +199,18 @@ class Tensor(Strategy):
         self.sync_seconds = clock() - began
         self.wire_bytes = self._bytes() - self._sent_before
         return value
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Where parameters may stay unused, the groups agree first on who used which."""
+        if self._unused is not None:
+            self._unused.agree(loss)
+        super().backward(loss)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """When all ranks have come as far."""
+        if self._agreement is not None:
+            self._agreement.reach(SUM, elements=values.numel())
+        return super().total(values)
 
     def _is_mine(self, parameter: torch.Tensor) -> bool:
         """Whether this rank is the one, of those that hold the same elements, which counts and saves them."""
