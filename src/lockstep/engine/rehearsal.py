@@ -32,6 +32,7 @@ FLOOR = 0.01  # of a tolerance: gradients as small as this beside all others are
 def keep(run: Run, reference: Reference | None) -> None:
     """Leave the reference for the ranks."""
     if reference is not None:
+        run.live.mkdir(exist_ok=True)
         write_json(run.live / FILE, asdict(reference))
 
 
