@@ -54,7 +54,7 @@ def as_typed(line):
         return []
     told = [f"echo {shlex.quote('README> ' + command)}"]
     if command.startswith("uv add"):  # the project file is changed, and nothing is resolved or fetched
-        return [*told, f"UV_FROZEN=1 {command}"]
+        return [*told, f"env -u UV_NO_SYNC UV_FROZEN=1 {command}"]
     return [*told, f"{command} || [ $? = 1 ]" if command.startswith(DIFFERENT) else command]
 
 
