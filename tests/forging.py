@@ -41,6 +41,6 @@ def _forge(run: Run, change_event: Callable[[dict], object]) -> None:
     for event in history:
         if event["event"] not in ("sealed", "signed"):
             change_event(event)
-            fields = {key: value for key, value in event.items() if key not in ("event", "time", "previous")}
+            fields = {key: value for key, value in event.items() if key not in events._RESERVED}
             events.append(run, event["event"], time=event["time"], **fields)
     seal(run)

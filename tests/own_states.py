@@ -43,7 +43,7 @@ class Unseeded(nn.Module):
         draws = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
         self.weight = nn.Parameter(torch.randn(width, width, generator=draws) / width**0.5)
         self.register_buffer("order", torch.randperm(width, generator=draws))
-        self.register_buffer("mask", torch.rand(width, generator=draws) > 0.5, persistent=False)
+        self.register_buffer("mask", torch.rand(width, generator=draws) > 0.5)
         self.register_buffer("phase", torch.randn(width, dtype=torch.complex64, generator=draws))
 
     def forward(self, x):

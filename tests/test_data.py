@@ -1,5 +1,7 @@
 """The data: real, stratified, seeded, prepared once, and apart."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,8 @@ def test_digits_are_scikit_learns_own(monkeypatch):
     read = digits.digits(0, 0.2)
     assert np.array_equal(read.features.reshape(-1, 64) * 16, bunch.data)
     assert np.array_equal(read.labels, bunch.target)
-    monkeypatch.setattr(digits, "find_spec", lambda _: None)  # as if the file were kept elsewhere
+    nowhere = SimpleNamespace(submodule_search_locations=[])
+    monkeypatch.setattr(digits, "find_spec", lambda _: nowhere)  # as if the file were kept elsewhere
     loaded = digits.digits(0, 0.2)
     assert np.array_equal(read.features, loaded.features)
     assert np.array_equal(read.labels, loaded.labels)

@@ -40,7 +40,7 @@ def test_no_pickle_is_read_anywhere():
 
 
 SURFACE = {
-    "run": "catalog help parameters reproduces resume run-id tag",
+    "run": "catalog check-only help parameters reproduces resume run-id tag",
     "resume": "accept catalog help keep run-id tag",
     "list": "catalog help json limit since sort status tag where",
     "show": "catalog follow help json lines",

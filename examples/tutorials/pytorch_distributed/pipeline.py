@@ -32,6 +32,7 @@ FILES = {
     "uv.lock": "the exact version of every package",
     "start": "the checkpoint of another run that this one started from",
     "run_log.json": "Runnable's own log of the steps",
+    "imports.json": "SHA-256 of each module that was imported from outside of installed packages",
     "events.jsonl": "the history; each line holds the SHA-256 of the line before it",
     "manifest.json": "the seal: size and SHA-256 of every other file",
 }
