@@ -5,6 +5,7 @@ any way that Python allows. So a copy goes through a few rows of the first batch
 From this come the caveats of a run, the refusals of strategies, and the figures that each strategy is held against.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from lockstep.strategies.base import Batch, key
 ROWS = (
     8  # of a rank's share in one pass; fewer rows leave out more of a model that chooses its path by sample
 )
+PIECES = 8  # of a batch, as micro-batches make them
 PASSES, LEAST_PASSES = 8, 3
 SECONDS = 0.15  # after which no further pass is begun, once the least are made
 LARGEST_BYTES = 4e9  # of weights: copying larger ones would cost more than is learned
@@ -46,8 +48,8 @@ class Reference:
 def observe(module: nn.Module, batches: Batches, parameters: Parameters) -> tuple[Observed, Reference | None]:
     """Let a copy of the model, in its initial state, through some rows; it is changed by this.
 
-    None in place of the reference where the model draws or is not finite in evaluation mode, since then nothing can be
-    held against it.
+    None in place of the reference where, in evaluation mode, the model draws, is not finite, or computes a sample
+    otherwise for what is beside it: then nothing can be held against it.
     """
     began = time.monotonic()
     passes = Passes()
@@ -184,6 +186,8 @@ def _reference(
     own = dict(module.named_parameters())
     now = _prints(module)
     state.restore()
+    apart = _mixes_in_evaluation(module, batches, whole[:rows], parameters, passes)
+    state.restore()
     before = _prints(module)
     seen.written_in_evaluation = [name for name in own if before[name] != now[name]]
     gradients = {
@@ -195,10 +199,30 @@ def _reference(
     finite = math.isfinite(value := float(loss.detach())) and all(
         math.isfinite(squares) for _, squares in gradients.values()
     )
-    if seen.draws_in_evaluation or not finite:
+    if seen.draws_in_evaluation or apart or not finite:
         return None
     elements = {name: parameter.numel() for name, parameter in own.items()}
     return Reference(rows, value, gradients, elements, weights)
+
+
+@torch.no_grad()
+def _mixes_in_evaluation(
+    module: nn.Module, batches: Batches, rows: Tensor, parameters: Parameters, passes: Passes
+) -> bool:
+    """Whether rows come out otherwise by the pieces that ranks and micro-batches may make of them."""
+    pieces = {parameters.distributed.world_size, min(PIECES, len(rows))} - {1}
+    with evaluating(module), passes.autocast():
+        together = module(batches.take(rows, None, len(rows)).features).float()
+        for count in pieces:
+            bounds = [len(rows) * number // count for number in range(count + 1)]
+            parts = [
+                module(batches.take(rows[first:stop], None, len(rows)).features).float()
+                for first, stop in itertools.pairwise(bounds)
+                if stop > first
+            ]
+            if not torch.allclose(torch.cat(parts), together, rtol=1e-2, atol=1e-4, equal_nan=True):
+                return True
+    return False
 
 
 def _wide(gradient: Tensor) -> Tensor:

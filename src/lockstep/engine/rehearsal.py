@@ -66,7 +66,7 @@ def rehearse(
     """
     if reference is None:
         return {
-            "absent": "the model draws random numbers or is not finite in evaluation mode, or was not looked at"
+            "absent": "in evaluation mode the model draws, is not finite or mixes samples; or it was not looked at"
         }
     if not strategy.exact or not strategy.updates_weights:
         return {"absent": "this strategy is not exact, or its servers apply each gradient at once"}
