@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import ROOT
-from lockstep import own_modules, parameters, plugins
+from lockstep import own_modules, parameters, plugins, strict_yaml
 from lockstep.errors import ParametersError
 
 TINY = [
@@ -121,7 +121,7 @@ for name in "ab":
             (
                 sum(rows.values()),
                 float(value),
-                parameters.read(run / "parameters.yaml").model.options["width"],
+                strict_yaml.read(run / "parameters.yaml").value["model"]["width"],
             )
         )
     assert seen == [(40, 1.0, 40), (50, 2.0, 50)]
