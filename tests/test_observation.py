@@ -1,6 +1,8 @@
 """What a model does is observed, not guessed from names: the caveats, refusals and comparisons that follow from it."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -224,3 +226,12 @@ def test_a_pipeline_goes_through_a_module_as_often_as_the_model_does(server, tmp
     own = (f"model=odd_models:{model}", "training.epochs=1")
     run = train(server, tmp_path, *own, "distributed.strategy=pipeline")
     assert largest_difference(train(server, tmp_path, *own, *SINGLE), run) < 1e-10
+
+
+def test_a_rank_imports_neither_sharded_tensors_nor_the_compiler_unless_its_strategy_does():
+    code = (
+        "import sys; import lockstep.engine.rank, lockstep.engine.forecast, lockstep.engine.evaluation; "
+        "print([name for name in ('torch.distributed.tensor', 'torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=100)
+    assert found.stdout.strip() == "[]", found.stderr

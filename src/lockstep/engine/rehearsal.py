@@ -14,11 +14,10 @@ import torch
 
 from lockstep.catalog.run import Run
 from lockstep.engine.batches import Batches
-from lockstep.engine.metrics import combined, fingerprint
+from lockstep.engine.metrics import combined, fingerprint, own_part
 from lockstep.engine.observation import Reference
 from lockstep.errors import RunFailed
 from lockstep.files import read_json, write_json
-from lockstep.strategies._dtensors import local
 from lockstep.strategies._module_state import ModuleState, evaluating, tensors_of
 from lockstep.strategies._passes import LossScale
 from lockstep.strategies.base import Strategy
@@ -117,7 +116,7 @@ def _through(
 
 def _measured(parameter: torch.nn.Parameter) -> tuple[float, float, float]:
     assert parameter.grad is not None
-    own = local(parameter.grad).detach()
+    own = own_part(parameter.grad).detach()
     wide = (torch.view_as_real(own) if own.is_complex() else own).double()
     return float(wide.sum()), float(wide.square().sum()), own.numel() / max(parameter.numel(), 1)
 
