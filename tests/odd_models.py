@@ -154,6 +154,118 @@ def teacher(shape, classes):
     return Teacher(shape[0], classes)
 
 
+class LateWriter(nn.Module):
+    """Clips a weight that only grows beyond the bound after some steps."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.take, self.give = nn.Linear(inputs, 8), nn.Linear(8, classes)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.training and self.calls > 9:
+            with torch.no_grad():
+                self.take.weight.clamp_(-0.1, 0.1)
+        return self.give(torch.tanh(self.take(x)))
+
+
+def late_writer(shape, classes):
+    return LateWriter(shape[0], classes)
+
+
+class Helper:
+    def __init__(self):
+        self.calls, self.nested = 0, {"deep": [0]}
+
+
+class WithHelper(nn.Module):
+    """Keeps what it counts in an object of its own."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.layer, self.helper = nn.Linear(inputs, classes), Helper()
+
+    def forward(self, x):
+        self.helper.calls += 1
+        self.helper.nested["deep"][0] += 1
+        return self.layer(x) * min(1.0, self.helper.calls / 100 + 0.1)
+
+
+def with_helper(shape, classes):
+    return WithHelper(shape[0], classes)
+
+
+def lazy(shape, classes):
+    return nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Tanh(), nn.LazyLinear(classes))
+
+
+class Centred(nn.Module):
+    """Looks at the whole batch, in evaluation mode too."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def centred(shape, classes):
+    return nn.Sequential(nn.Linear(shape[0], 8), Centred(), nn.Linear(8, classes))
+
+
+class AlwaysNoisy(nn.Module):
+    """Draws from a generator of its own in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(5)
+
+    def forward(self, x):
+        return x + 0.1 * torch.randn(x.shape, generator=self.generator).to(x)
+
+
+def always_noisy(shape, classes):
+    return nn.Sequential(nn.Linear(shape[0], 8), AlwaysNoisy(), nn.Linear(8, classes))
+
+
+class TrainedOtherwise(nn.Module):
+    """A plan that is wrong in the modes of training only."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.up, self.down, self.out = nn.Linear(inputs, 8), nn.Linear(8, inputs), nn.Linear(inputs, classes)
+        self.tensor_plan = {"up": "colwise", "down": "rowwise"}
+
+    def forward(self, x):
+        z = torch.tanh(self.up(x))
+        if self.training:
+            z = z * torch.linspace(0, 1, z.shape[-1], dtype=z.dtype)
+        return self.out(x + self.down(z))
+
+
+def trained_otherwise(shape, classes):
+    return TrainedOtherwise(shape[0], classes)
+
+
+class Detached(nn.Module):
+    """Lets no gradient through between two of its parts, while it is trained."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(inputs, 8), nn.Linear(8, 8), nn.Linear(8, classes)])
+
+    def blocks(self):
+        return list(self.layers)
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            x = x.detach() if number == 0 and self.training else x
+        return x
+
+
+def detached(shape, classes):
+    return Detached(shape[0], classes)
+
+
 def transposed(shape, classes):
     """A decoder that shares its encoder's memory."""
     model = nn.Sequential(

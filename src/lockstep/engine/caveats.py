@@ -27,12 +27,22 @@ def of(strategy: Strategy) -> list[str]:
 
 def _of_several_passes(strategy: Strategy) -> list[str]:
     seen, found = strategy.observed, []
-    if seen.buffers or seen.mixes_samples:
-        what = _names(sorted({name.rpartition(".")[0] or name for name in seen.buffers})) or "the model"
+    parts = _names(sorted({name.rpartition(".")[0] or name for name in seen.buffers}))
+    if seen.mixes_samples:
         found.append(
-            f"{what} looks at all samples of a pass together (as batch normalisation does) or keeps statistics of "
-            "them, and a step has several passes: another world size or micro-batch size trains another model. "
-            "GroupNorm or LayerNorm would not"
+            f"{parts or 'the model'} looks at all samples of a pass together (as batch normalisation does), and a step "
+            "has several passes: another world size or micro-batch size trains another model. GroupNorm or LayerNorm "
+            "would not"
+        )
+    elif parts:
+        found.append(
+            f"{parts} changes its buffers in each pass, and a step has several passes: where its output depends on "
+            "them, another world size or micro-batch size trains another model"
+        )
+    if seen.written:
+        found.append(
+            f"the forward pass writes to {_names(seen.written)}, and a step has several passes: another world size or "
+            "micro-batch size may train another model"
         )
     if seen.draws and strategy.draws_by_shard:
         found.append(

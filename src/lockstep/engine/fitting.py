@@ -14,7 +14,7 @@ from lockstep.errors import RunFailed
 from lockstep.parameters import Parameters
 from lockstep.strategies._ema import aliases
 from lockstep.strategies._loss import summed_loss
-from lockstep.strategies._module_state import evaluating, unchanged
+from lockstep.strategies._module_state import evaluating, initialise_lazy, unchanged
 from lockstep.strategies._reads import Reads
 from lockstep.strategies.base import Batch
 
@@ -23,14 +23,15 @@ WRAPPED = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.co
 
 
 def check_model(module: nn.Module, batch: Batch, parameters: Parameters, classes: int) -> Reads:
-    """Let one sample through, and say in words what the model cannot take. The model is not changed by it.
+    """Let two samples through, and say in words what the model cannot take. The model is not changed by it.
 
     Returns which parts of the model read which weights.
     """
-    refuse_what_no_strategy_trains(module)
-    features, labels = batch.features[:1], batch.labels[:1]
-    reads = Reads(module)
+    features, labels = batch.features[:2], batch.labels[:2]
     try:
+        initialise_lazy(module, features)
+        refuse_what_no_strategy_trains(module)
+        reads = Reads(module)
         with unchanged(module), evaluating(module), reads:
             logits = module(features)
         summed_loss(logits, labels)

@@ -5,6 +5,7 @@ any way that Python allows. So a copy goes through a few rows of the first batch
 From this come the caveats of a run, the refusals of strategies, and the figures that each strategy is held against.
 """
 
+import contextlib
 import itertools
 import math
 import time
@@ -20,7 +21,14 @@ from lockstep.engine.metrics import combined, fingerprint
 from lockstep.engine.refusals import constants
 from lockstep.parameters import Parameters
 from lockstep.strategies._loss import summed_loss
-from lockstep.strategies._module_state import ModuleState, RandomState, evaluating, own_generators, tensors_of
+from lockstep.strategies._module_state import (
+    ModuleState,
+    RandomState,
+    evaluating,
+    initialise_lazy,
+    own_generators,
+    tensors_of,
+)
 from lockstep.strategies._observed import Observed, shared_memory
 from lockstep.strategies._passes import Passes
 from lockstep.strategies.base import Batch, key
@@ -36,7 +44,7 @@ LARGEST_BYTES = 4e9  # of weights: copying larger ones would cost more than is l
 
 @dataclass
 class Reference:
-    """Loss and gradients of the whole model, in evaluation mode, on the first rows of the first global batch."""
+    """Loss and gradients of the whole model on the first rows of the first global batch."""
 
     rows: int
     loss: float
@@ -48,13 +56,14 @@ class Reference:
 def observe(module: nn.Module, batches: Batches, parameters: Parameters) -> tuple[Observed, Reference | None]:
     """Let a copy of the model, in its initial state, through some rows; it is changed by this.
 
-    None in place of the reference where, in evaluation mode, the model draws, is not finite, or computes a sample
-    otherwise for what is beside it: then nothing can be held against it.
+    The reference is made in the modes of training, or where these draw, mix samples or write, in evaluation mode. It is
+    None where that does one of these as well, or is not finite: then nothing can be held against it.
     """
     began = time.monotonic()
     passes = Passes()
     passes.choose(parameters.training.precision, None)
     passes.find_generators(module)
+    initialise_lazy(module, batches.first(1).features)
     initial = ModuleState(module)
     seen = Observed(
         trained=[name for name, parameter in module.named_parameters() if parameter.requires_grad],
@@ -72,10 +81,11 @@ def observe(module: nn.Module, batches: Batches, parameters: Parameters) -> tupl
             _shake(module)
         before = _prints(module)
         passes.seed(key(parameters.seed, number, "observation"))
+        seeded = ModuleState(module, parameters=False)
         watch.begin()
         loss = _loss(module, batch, passes)
         loss.backward()  # type: ignore[no-untyped-call]
-        watch.end()
+        watch.end(seeded.moved_generators(module))
         seen.passes += 1
         for name, print_ in _prints(module).items():
             if before.get(name) != print_:
@@ -86,7 +96,9 @@ def observe(module: nn.Module, batches: Batches, parameters: Parameters) -> tupl
         seen.attributes = sorted({*seen.attributes, *initial.changed_attributes()})
         module.zero_grad(set_to_none=True)
         initial.restore()
-    seen.mixes_samples = not watch.names and _mixes(module, batches, passes, initial)
+    ranks = parameters.distributed.world_size
+    rows = batches.whole(0)[0][: ROWS * ranks]
+    seen.mixes_samples = not watch.names and _mixes(module, batches, rows, ranks, passes, initial)
     own = dict(module.named_parameters())
     seen.unused = [*unused]
     seen.buffers = [name for name in prints if name not in own]
@@ -96,8 +108,12 @@ def observe(module: nn.Module, batches: Batches, parameters: Parameters) -> tupl
     seen.draws = watch.names
     seen.generators = [name for name, _ in own_generators(module)]
     seen.gradient_hooks = _hooked(module)
-    reference = _reference(module, batches, parameters, passes, seen)
     watch.remove()
+    # What draws or looks at other samples in training does other things there for each rank, as it should.
+    seen.compared_in_training = not (seen.draws or seen.mixes_samples or seen.written)
+    modes = contextlib.nullcontext() if seen.compared_in_training else evaluating(module)
+    with modes:
+        reference = _reference(module, batches, rows, ranks, passes, initial, seen)
     seen.seconds = time.monotonic() - began
     return seen, reference
 
@@ -139,19 +155,30 @@ def _prints(module: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _mixes(module: nn.Module, batches: Batches, passes: Passes, initial: ModuleState) -> bool:
-    """Whether the first rows come out otherwise where others are with them, in the modes of training."""
-    rows = batches.whole(0)[0][:ROWS]
-    few = max(len(rows) // 2, 2)
-    if len(rows) <= few:
-        return False
-    batch, seen = batches.take(rows, None, len(rows)), []
-    for features in (batch.features, batch.features[:few]):
+def _mixes(
+    module: nn.Module, batches: Batches, rows: Tensor, ranks: int, passes: Passes, initial: ModuleState
+) -> bool:
+    """Whether rows come out otherwise in the pieces that ranks and micro-batches may make of them."""
+    together = _outputs(module, batches, [rows], passes, initial)
+    for count in {ranks, min(PIECES, len(rows) // 2)} - {0, 1}:
+        bounds = [len(rows) * number // count for number in range(count + 1)]
+        pieces = [rows[first:stop] for first, stop in itertools.pairwise(bounds) if stop > first]
+        apart = _outputs(module, batches, pieces, passes, initial)
+        if not torch.allclose(apart, together, rtol=1e-2, atol=1e-4, equal_nan=True):
+            return True
+    return False
+
+
+def _outputs(
+    module: nn.Module, batches: Batches, pieces: list[Tensor], passes: Passes, initial: ModuleState
+) -> Tensor:
+    """The outputs for all rows, each piece in a pass of its own from the same state."""
+    found = []
+    for rows in pieces:
         with passes.autocast():
-            seen.append(module(features.clone())[:few].float())
+            found.append(module(batches.take(rows, None, len(rows)).features).float())
         initial.restore()
-    among_all, among_few = seen
-    return not torch.allclose(among_all, among_few, rtol=1e-2, atol=1e-4, equal_nan=True)
+    return torch.cat(found)
 
 
 def _frozen(module: nn.Module) -> list[str]:
@@ -172,57 +199,38 @@ def _hooked(module: nn.Module) -> list[str]:
 
 
 def _reference(
-    module: nn.Module, batches: Batches, parameters: Parameters, passes: Passes, seen: Observed
+    module: nn.Module,
+    batches: Batches,
+    rows: Tensor,
+    ranks: int,
+    passes: Passes,
+    initial: ModuleState,
+    seen: Observed,
 ) -> Reference | None:
-    whole, _ = batches.whole(0)
-    rows = min(len(whole), ROWS * parameters.distributed.world_size)
-    weights = combined(_prints(module))
-    state = ModuleState(module)
-    with evaluating(module):
-        drawn = RandomState()
-        loss = _loss(module, batches.take(whole[:rows], None, rows), passes)
-        loss.backward()  # type: ignore[no-untyped-call]
-        seen.draws_in_evaluation = RandomState().differs(drawn)
-    own = dict(module.named_parameters())
-    now = _prints(module)
-    state.restore()
-    apart = _mixes_in_evaluation(module, batches, whole[:rows], parameters, passes)
-    state.restore()
-    before = _prints(module)
+    """In the modes that the model is in."""
+    before, random = _prints(module), RandomState()
+    loss = _loss(module, batches.take(rows, None, len(rows)), passes)
+    loss.backward()  # type: ignore[no-untyped-call]
+    seen.draws_in_evaluation = RandomState().differs(random) or bool(initial.moved_generators(module))
+    now, own = _prints(module), dict(module.named_parameters())
     seen.written_in_evaluation = [name for name in own if before[name] != now[name]]
+    initial.restore()
     gradients = {
         name: (float(each.sum()), float(each.abs().square().sum()))
         for name, parameter in own.items()
         if parameter.grad is not None
         for each in [_wide(parameter.grad)]
     }
+    module.zero_grad(set_to_none=True)
     finite = math.isfinite(value := float(loss.detach())) and all(
         math.isfinite(squares) for _, squares in gradients.values()
     )
-    if seen.draws_in_evaluation or apart or not finite:
+    if seen.draws_in_evaluation or seen.written_in_evaluation or not finite:
+        return None
+    if _mixes(module, batches, rows, ranks, passes, initial):
         return None
     elements = {name: parameter.numel() for name, parameter in own.items()}
-    return Reference(rows, value, gradients, elements, weights)
-
-
-@torch.no_grad()
-def _mixes_in_evaluation(
-    module: nn.Module, batches: Batches, rows: Tensor, parameters: Parameters, passes: Passes
-) -> bool:
-    """Whether rows come out otherwise by the pieces that ranks and micro-batches may make of them."""
-    pieces = {parameters.distributed.world_size, min(PIECES, len(rows))} - {1}
-    with evaluating(module), passes.autocast():
-        together = module(batches.take(rows, None, len(rows)).features).float()
-        for count in pieces:
-            bounds = [len(rows) * number // count for number in range(count + 1)]
-            parts = [
-                module(batches.take(rows[first:stop], None, len(rows)).features).float()
-                for first, stop in itertools.pairwise(bounds)
-                if stop > first
-            ]
-            if not torch.allclose(torch.cat(parts), together, rtol=1e-2, atol=1e-4, equal_nan=True):
-                return True
-    return False
+    return Reference(len(rows), value, gradients, elements, combined(before))
 
 
 def _wide(gradient: Tensor) -> Tensor:
@@ -246,8 +254,10 @@ class _Draws:
     def begin(self) -> None:
         self._stack, self._found = [], 0
 
-    def end(self) -> None:
+    def end(self, generators: list[str]) -> None:
+        """After a pass, with the model's own generators that it has drawn from."""
         self._stack = []
+        self.names += [name for name in generators if name not in self.names]
 
     def _enter(self, *_: Any) -> None:
         self._stack.append((RandomState(), self._found))

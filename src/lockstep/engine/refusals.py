@@ -22,7 +22,7 @@ def refuse_model(strategy: Strategy, name: str) -> None:
         )
         _refuse(
             seen.gradient_hooks,
-            f"{name}: {{}} has hooks on its gradient (register_hook or register_post_accumulate_grad_hook), which are "
+            f"{name}: the gradient of {{}} has hooks (register_hook or register_post_accumulate_grad_hook), which are "
             "not called where ranks hold parts of the weights. Allowed: distributed.strategy=ddp or allreduce; or do "
             "it in the forward pass",
         )

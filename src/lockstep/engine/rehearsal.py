@@ -1,11 +1,12 @@
 """Before step 1: does the strategy compute what the whole model computes?
 
-A few rows of the first batch go through the strategy's forward pass, backward pass and reduction, in evaluation mode,
-where nothing is drawn. Their loss and every gradient are held against those of the whole model in one process, which
-`observation` has left. So a plan of layers that is wrong, a hook that is not called or a part that is left out shows
-before anything is trained.
+A few rows of the first batch go through the strategy's forward pass, backward pass and reduction, in the modes of
+training; in evaluation mode where a training pass draws, writes or mixes samples. Their loss and every gradient are
+held against those of the whole model in one process, which `observation` has left. So a plan of layers that is wrong, a
+hook that is not called or a part that is left out shows before anything is trained.
 """
 
+import contextlib
 import math
 from dataclasses import asdict
 from typing import Any
@@ -80,7 +81,10 @@ def rehearse(
     loss, table = float(table[-1]) / reference.rows, table[:-1].view(-1, 3)
     # What several ranks hold is counted by each of them: the shares of a parameter add up to how often.
     table = table[:, :2] / table[:, 2:].clamp(min=1e-300)
-    complaint = _difference(reference, loss, dict(zip(names, table.tolist(), strict=True)), precision)
+    divided = strategy.divides_parameters or not strategy.replicated
+    complaint = _difference(
+        reference, loss, dict(zip(names, table.tolist(), strict=True)), precision, divided
+    )
     if complaint:
         raise RunFailed(complaint)
     return {"absent": None, "rows": reference.rows, "gradients": len(reference.gradients)}
@@ -97,7 +101,11 @@ def _through(
         LossScale()
     )  # off: gradients of fp16 that overflow say nothing of the strategy
     try:
-        with evaluating(strategy.module):
+        with (
+            contextlib.nullcontext()
+            if strategy.observed.compared_in_training
+            else evaluating(strategy.module)
+        ):
             batch = batches.first(rows)
             outcome = strategy.forward_backward(batch)
             strategy.sync()
@@ -121,17 +129,23 @@ def _measured(parameter: torch.nn.Parameter) -> tuple[float, float, float]:
     return float(wide.sum()), float(wide.square().sum()), own.numel() / max(parameter.numel(), 1)
 
 
-def _difference(reference: Reference, loss: float, found: dict[str, list[float]], precision: str) -> str:
+def _difference(
+    reference: Reference, loss: float, found: dict[str, list[float]], precision: str, divided: bool
+) -> str:
     """What is wrong, in words; nothing where all agrees."""
     tolerance = TOLERANCES[precision]
     whole = math.sqrt(sum(squares for _, squares in reference.gradients.values()))
     told = f"checked on {reference.rows} samples before training, "
     advice = (
-        "Nothing was trained. Allowed: a strategy that keeps the model whole, such as "
-        "distributed.strategy=ddp or allreduce"
+        "what the model does is lost where it is cut or shared out. Nothing was trained. Allowed: a strategy that "
+        "keeps the model whole, such as distributed.strategy=ddp or allreduce"
+        if divided
+        else "what the model does is another thing for the parts of a batch than for the whole (a hook that clamps "
+        "a gradient, for example). Nothing was trained. Allowed: distributed.strategy=single with "
+        "distributed.world_size=1"
     )
     if not math.isfinite(loss) or abs(loss - reference.loss) > tolerance * max(abs(reference.loss), 1e-6):
-        return f"{told}the loss is {loss:.6g} where the model's own is {reference.loss:.6g}. {advice}"
+        return f"{told}the loss is {loss:.6g} where the model's own is {reference.loss:.6g}: {advice}"
     worst, most = "", 0.0
     for name, (total, squares) in found.items():
         expected, expected_squares = reference.gradients.get(name, (0.0, 0.0))
@@ -142,7 +156,4 @@ def _difference(reference: Reference, loss: float, found: dict[str, list[float]]
             worst, most = name, off / size
     if not worst:
         return ""
-    return (
-        f"{told}the gradient of {worst} differs by {most:.2%} of its norm from the model's own: what the model does "
-        f"with it is lost where the model is cut or shared out. {advice}"
-    )
+    return f"{told}the gradient of {worst} differs by {most:.2%} of its norm from the model's own: {advice}"

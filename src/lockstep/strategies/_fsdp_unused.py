@@ -5,7 +5,7 @@ some out, the ranks agree after each forward pass on what any of them used, and 
 What no rank used keeps no gradient at all, as in one process: an optimizer must not move it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,20 +51,16 @@ class UnusedParameters:
         self._names = [name for name, p in module.named_parameters() if p.requires_grad and p.dim()]
         self._known: dict[Tensor, str] = {}  # what a pass went through, unsharded
         self.needed: set[str] = set()  # used by another rank in this pass, and not by this one
-        inner = {id(each) for each in wrapped.values()}
-        for prefix, block in wrapped.items():
-            places = [*_own_places(block, prefix, inner)]
+        for _, block, places in blocks_with_places(wrapped):
             # Before FSDP's own hook, which lets go of the weights.
-            block.register_forward_hook(self._hook(places), prepend=True)  # type: ignore[attr-defined]
+            block.register_forward_hook(self._hook(places), prepend=True)
 
     def _hook(self, places: list[tuple[nn.Module, str, str]]) -> Any:
         def touch(_: nn.Module, __: Any, output: Any) -> Any:
             if not torch.is_grad_enabled():
                 return output
             own = {name: part._parameters[key] for part, key, name in places}
-            gathered = {
-                n: p for n, p in own.items() if p is not None and not _is_shard(p) and p.requires_grad
-            }
+            gathered = {n: p for n, p in own.items() if p is not None and not is_shard(p) and p.requires_grad}
             self._known |= {p: name for name, p in gathered.items()}
             leaves, shape = tree_flatten(output)
             for place, leaf in enumerate(leaves):
@@ -88,7 +84,16 @@ class UnusedParameters:
         self._known.clear()
 
 
-def _own_places(block: Any, prefix: str, inner: set[int]) -> "list[tuple[nn.Module, str, str]]":
+def blocks_with_places(
+    wrapped: dict[str, FSDPModule],
+) -> "Iterator[tuple[str, Any, list[tuple[nn.Module, str, str]]]]":
+    """Each block by name, with the parameters that are gathered with it and no other."""
+    inner = {id(each) for each in wrapped.values()}
+    for prefix, block in wrapped.items():
+        yield prefix, block, own_places(block, prefix, inner)
+
+
+def own_places(block: Any, prefix: str, inner: set[int]) -> "list[tuple[nn.Module, str, str]]":
     """(module, key, name in the whole) of each parameter that is gathered with this block and no other."""
     found = [
         (block, key, f"{prefix}.{key}" if prefix else key)
@@ -97,11 +102,11 @@ def _own_places(block: Any, prefix: str, inner: set[int]) -> "list[tuple[nn.Modu
     ]
     for name, child in block.named_children():
         if id(child) not in inner:
-            found += _own_places(child, f"{prefix}.{name}" if prefix else name, inner)
+            found += own_places(child, f"{prefix}.{name}" if prefix else name, inner)
     return found
 
 
-def _is_shard(parameter: Tensor) -> bool:
+def is_shard(parameter: Tensor) -> bool:
     """Whether it is a share of a parameter, which is gathered at another time."""
     return isinstance(parameter, DTensor) and any(
         name in ("shard", "replicate", "data") for name in parameter.device_mesh.mesh_dim_names or ()

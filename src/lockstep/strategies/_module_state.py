@@ -5,7 +5,6 @@ to plain attributes (counters, caches), to modes, and to generators of random nu
 """
 
 import contextlib
-import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from lockstep.strategies._plain_state import PlainState, same_bits
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
-_CONTAINERS = (list, dict, set, bytearray)
 
 
 def seed_all(number: int) -> None:
@@ -90,6 +91,10 @@ def _set_generator_state(generator: Any, state: Any) -> None:
         generator.setstate(state)
 
 
+def _same_state(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else str(one) == str(other)
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer, non-persistent ones too, under its first name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -104,8 +109,11 @@ class ModuleState:
     def __init__(self, module: nn.Module, *, parameters: bool = True) -> None:
         self._random = RandomState()
         tensors = tensors_of(module) if parameters else dict(module.named_buffers())
-        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
-        self._parts = [_PartState(part, parameters) for part in module.modules()]
+        self._tensors = [
+            (tensor, tensor.detach().clone()) for tensor in tensors.values() if not is_lazy(tensor)
+        ]
+        known = {id(each) for each in (*module.modules(), *tensors_of(module).values())}
+        self._parts = [_PartState(part, parameters, known) for part in module.modules()]
         self._generators = [(each, _generator_state(each)) for _, each in own_generators(module)]
 
     @torch.no_grad()
@@ -114,11 +122,20 @@ class ModuleState:
         for part in self._parts:
             part.restore()
         for tensor, value in self._tensors:
-            if not _same_bits(tensor, value):  # else it may be of memory that cannot be written to
+            if not same_bits(tensor, value):  # else it may be of memory that cannot be written to
                 tensor.detach().copy_(value)
         for generator, state in self._generators:
             _set_generator_state(generator, state)
         self._random.restore()
+
+    def moved_generators(self, module: nn.Module) -> list[str]:
+        """Generators of the model's own that have drawn, by name."""
+        before = {id(generator): state for generator, state in self._generators}
+        return [
+            name
+            for name, generator in own_generators(module)
+            if id(generator) in before and not _same_state(before[id(generator)], _generator_state(generator))
+        ]
 
     def changed_attributes(self) -> list[str]:
         """Plain attributes, as ``Class.name``, that a pass has changed and no checkpoint holds."""
@@ -126,68 +143,55 @@ class ModuleState:
 
 
 class _PartState:
-    """One module's own: its mode, which tensors it names, and its plain attributes with one level of containers."""
+    """One module's own: its mode, which tensors it names, and its plain attributes."""
 
-    def __init__(self, part: nn.Module, parameters: bool) -> None:
+    def __init__(self, part: nn.Module, parameters: bool, known: set[int]) -> None:
         self._part = part
         places: list[dict[str, Any]] = [part._buffers]
         places += [part._parameters] if parameters else []
         self._named = [(place, dict(place)) for place in places]
-        self._attributes = {name: value for name, value in vars(part).items() if name not in _OF_EVERY_MODULE}
-        self._contents: dict[str, Any] = {
-            name: value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
-            for name, value in self._attributes.items()
-            if isinstance(value, (*_CONTAINERS, Tensor, np.ndarray))
-        }
+        self._attributes = _plain_attributes(part)
+        self._contents = {name: PlainState(value, known) for name, value in self._attributes.items()}
 
     def changed(self) -> list[str]:
-        now = {name: value for name, value in vars(self._part).items() if name not in _OF_EVERY_MODULE}
-        names = [name for name in now if name != "training" and self._differs(name, now[name])]
+        """A tensor that an attribute names is passed over: most are computed anew in each pass."""
+        now = _plain_attributes(self._part)
+        names = [
+            name
+            for name, value in now.items()
+            if name != "training"
+            and not isinstance(value, Tensor)
+            and (name not in self._contents or self._contents[name].changed(value))
+        ]
         return [f"{type(self._part).__name__}.{name}" for name in names]
-
-    def _differs(self, name: str, now: Any) -> bool:
-        if name not in self._attributes:
-            return True
-        before = self._contents.get(name, self._attributes[name])
-        if isinstance(now, Tensor):
-            return not (isinstance(before, Tensor) and _same_bits(now, before))
-        if isinstance(now, np.ndarray):
-            return not (isinstance(before, np.ndarray) and np.array_equal(now, before))
-        if isinstance(now, (bool, int, float, complex, str, bytes)):
-            return type(now) is not type(before) or now != before
-        if isinstance(now, _CONTAINERS):
-            return len(now) != len(before)
-        return now is not self._attributes[name]
 
     def restore(self) -> None:
         for place, named in self._named:
             place.clear()
             place.update(named)
         own = vars(self._part)
-        for name in [name for name in own if name not in _OF_EVERY_MODULE and name not in self._attributes]:
+        for name in _plain_attributes(self._part).keys() - self._attributes.keys():
             del own[name]
         own.update(self._attributes)
-        for name, content in self._contents.items():
-            value = self._attributes[name]
-            if isinstance(value, Tensor):
-                if not _same_bits(value, content):
-                    value.detach().copy_(content)
-            elif isinstance(value, np.ndarray):
-                if value.flags.writeable:
-                    value[...] = content
-            elif isinstance(value, (list, bytearray)):
-                value[:] = content
-            else:
-                value.clear()
-                value.update(content)
+        for content in self._contents.values():
+            content.restore()
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(
-        torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, 0, 0, True))
-    )
+def _plain_attributes(part: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(part).items() if name not in _OF_EVERY_MODULE}
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a tensor of a lazy module has no shape before the first pass."""
+    return isinstance(tensor, UninitializedBuffer | UninitializedParameter)
+
+
+@torch.no_grad()
+def initialise_lazy(module: nn.Module, features: Tensor) -> None:
+    """Let a row through where a model has lazy modules, which get their weights then: drawn as the seed says."""
+    if any(is_lazy(tensor) for tensor in tensors_of(module).values()):
+        with evaluating(module):
+            module(features[:1])
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ class Observed:
     written_by_sample: list[str] = field(default_factory=list)  # of those: to other values for other samples
     written_in_evaluation: list[str] = field(default_factory=list)
     mixes_samples: bool = False  # a sample's output depends on which others are in its pass
+    compared_in_training: bool = False  # whether strategies are compared in the modes of training
     draws: list[str] = field(default_factory=list)  # modules that draw random numbers in a training pass
     draws_in_evaluation: bool = False
     generators: list[str] = field(default_factory=list)  # of the model's own

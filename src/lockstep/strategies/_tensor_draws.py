@@ -26,11 +26,16 @@ class Draws:
     """
 
     def __init__(
-        self, module: nn.Module, plan: Mapping[str, Way], column: int, generator: torch.Generator
+        self,
+        module: nn.Module,
+        plan: Mapping[str, Way],
+        column: int,
+        generator: torch.Generator,
+        may_draw: bool = True,
     ) -> None:
         self._column, self._generator = column, generator  # the device's, which layers draw from
         self._left: dict[int, torch.Tensor] = {}  # by the seed of the own stream: the common one's state
-        if not any(_draws(part) for part in module.modules()):
+        if not may_draw:
             return
         for name, way in plan.items():
             if way.kind == "colwise":
@@ -55,9 +60,3 @@ class Draws:
         common = self._left.get(self._generator.initial_seed())
         if common is not None:
             self._generator.set_state(common)
-
-
-def _draws(part: nn.Module) -> bool:
-    return isinstance(getattr(part, "dropout", None), float) or isinstance(
-        part, nn.modules.dropout._DropoutNd
-    )

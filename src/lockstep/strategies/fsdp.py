@@ -31,7 +31,13 @@ from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore
 from lockstep.strategies._fsdp_agreement import SUM, Agreement, install
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
 from lockstep.strategies._fsdp_ring import RingReduceScatter, neighbours_of
-from lockstep.strategies._fsdp_unused import SameGradients, UnusedParameters, skipped
+from lockstep.strategies._fsdp_unused import (
+    SameGradients,
+    UnusedParameters,
+    blocks_with_places,
+    is_shard,
+    skipped,
+)
 from lockstep.strategies._fsdp_wrap import (
     gathered_bytes,
     group_size,
@@ -46,6 +52,7 @@ from lockstep.strategies._fsdp_wrap import (
 from lockstep.strategies._joining import broadcast_from_rank_0, for_sums, join
 from lockstep.strategies._some import Some
 from lockstep.strategies._state import Slices, State, Stored
+from lockstep.strategies._written import watch
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock
 from lockstep.transports._sent import SentBytes
 from lockstep.transports.base import Transport
@@ -142,6 +149,13 @@ class Fsdp(Strategy):
         self._parts = Parts(self.module)
         self._numbers = Numbers(self.module, self.group.world_size)
         self._same_gradients = SameGradients(self.module, self.group.world_size)
+        for _, block, places in blocks_with_places(self.wrapped):
+            watch(
+                block,
+                places,
+                lambda tensor: not is_shard(tensor),
+                "fsdp lets go of the whole of it after a pass",
+            )
         if self.observed.unused or self._gathered_with_root:
             self._unused = UnusedParameters(self.wrapped, self.total, self.module)
         sizes = [own_bytes(each, self.param_dtype) for each in self.wrapped.values()]

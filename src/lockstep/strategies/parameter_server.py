@@ -28,6 +28,7 @@ from lockstep.strategies import _slices
 from lockstep.strategies._among import Among
 from lockstep.strategies._asking import Gradients, Servers, naming_servers
 from lockstep.strategies._serving import Serving, Watcher
+from lockstep.strategies._written import refuse_writes, versions
 from lockstep.strategies.base import Batch, Group, Outcome, Strategy, clock, open_transport
 from lockstep.transports.base import Label, Transport
 
@@ -114,6 +115,14 @@ class ParameterServer(Strategy):
             return super().forward_backward(batch)
         self._share = batch.samples / batch.global_samples
         return super().forward_backward(replace(batch, global_samples=max(batch.samples, 1)))
+
+    def accumulate(self, batch: Batch) -> Outcome:
+        """RunFailed where the model writes to a weight that the servers hold."""
+        named = dict(self._named_parameters())
+        before = versions(named)
+        outcome = super().accumulate(batch)
+        refuse_writes(before, named, "the servers, which hold it, do not see that")
+        return outcome
 
     def sync(self) -> float:
         """The norm of the summed gradient, which no process holds whole; else of this worker's own."""

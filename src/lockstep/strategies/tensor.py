@@ -33,7 +33,13 @@ from lockstep.errors import RunFailed
 from lockstep.strategies._dtensors import Parts, local, make_contiguous, restore, slices
 from lockstep.strategies._fsdp_agreement import SUM, Agreement, install
 from lockstep.strategies._fsdp_numbers import Numbers, numbers
-from lockstep.strategies._fsdp_unused import SameGradients, UnusedParameters, skipped
+from lockstep.strategies._fsdp_unused import (
+    SameGradients,
+    UnusedParameters,
+    blocks_with_places,
+    is_shard,
+    skipped,
+)
 from lockstep.strategies._fsdp_wrap import separable
 from lockstep.strategies._joining import broadcast_from_rank_0, join, mesh_of_ranks
 from lockstep.strategies._some import Some
@@ -41,6 +47,7 @@ from lockstep.strategies._state import Slices, State, Stored
 from lockstep.strategies._tensor_alike import Alike, divided_by
 from lockstep.strategies._tensor_draws import Draws
 from lockstep.strategies._tensor_plan import Way, check_sizes, held, plan_of, tie, tied
+from lockstep.strategies._written import watch
 from lockstep.strategies.base import Batch, Group, Outcome, Shard, Strategy, clock, open_transport
 from lockstep.transports._sent import SentBytes
 
@@ -118,7 +125,8 @@ class Tensor(Strategy):
             else:
                 _style(way)._apply(module, mesh["tensor"])
         tie(module, ties)
-        self._draws = Draws(module, self.plan, self.column, self.passes.generator)
+        may_draw = bool(self.observed.draws) or not self.observed.passes
+        self._draws = Draws(module, self.plan, self.column, self.passes.generator, may_draw)
         if self.groups > 1:
             module = self._share_out(module, alone, mesh["data"])
         self.module = self.model = module
@@ -146,6 +154,13 @@ class Tensor(Strategy):
         wrapped[""] = self._root
         self._agreement = Agreement(self.group.rank, self.group.world_size, super().total, [*wrapped], ADVICE)
         install(self._agreement, [*wrapped.values()], DefaultReduceScatter())
+        for _, block, places in blocks_with_places(wrapped):
+            watch(
+                block,
+                places,
+                lambda tensor: not is_shard(tensor),
+                "the groups let go of the whole of it after a pass",
+            )
         if self.observed.unused:
             self._unused = UnusedParameters(wrapped, self.total, module)
         return module
