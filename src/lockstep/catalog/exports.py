@@ -13,7 +13,7 @@ from typing import Any
 from lockstep.catalog import events
 from lockstep.catalog.manifest import MANIFEST, digest_of_file
 from lockstep.catalog.report.values import moment
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.files import fsync_folder, read_object, write_json
 
 FOLDER = ".exports"
@@ -54,7 +54,7 @@ def find(catalog: Path, sha256: str) -> dict[str, Any] | None:
     whole = (
         said.get("sha256") == sha256
         and isinstance(run_id, str)
-        and RUN_ID.fullmatch(run_id) is not None
+        and is_name(run_id)
         and isinstance(name, str)
         and CHECKPOINT.fullmatch(name) is not None
         and isinstance(manifest, str)

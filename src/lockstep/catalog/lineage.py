@@ -10,7 +10,7 @@ from typing import Any
 
 from lockstep.catalog import events, listing
 from lockstep.catalog.report.values import at, mapping
-from lockstep.catalog.run import RUN_ID, Run, is_name
+from lockstep.catalog.run import Run, is_name
 from lockstep.files import read_object
 
 TOMBSTONES = ".tombstones"
@@ -102,4 +102,4 @@ def _parent_in(left: dict[str, Any]) -> dict[str, Any]:
 def _name(parent: dict[str, Any]) -> str:
     """The parent's id, where it is one: it becomes a path."""
     name = at(parent, "run_id")
-    return name if isinstance(name, str) and RUN_ID.fullmatch(name) else ""
+    return name if isinstance(name, str) and is_name(name) else ""

@@ -14,6 +14,7 @@ from lockstep.files import printable
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CATALOG = ".catalog"
+LONGEST_NAME = 255  # bytes, of a file or folder (NAME_MAX)
 MOST_CANDIDATES = 20  # of a beginning that fits several runs
 _TIME = re.compile(rb'"time":\s*"([^"]+)"')
 
@@ -146,8 +147,16 @@ def check_run_id(run_id: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a run's folder may be called so: by ``RUN_ID`` when it is made, and by any name afterwards."""
-    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
+    """Whether a run's folder may be called so: by ``RUN_ID`` when it is made, and by any name afterwards.
+
+    A recorded name that passes can be joined to the catalog's path: it leads to no other folder.
+    """
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        return False
+    try:
+        return len(os.fsencode(name)) <= LONGEST_NAME
+    except UnicodeEncodeError:  # a lone surrogate, from a record
+        return False
 
 
 def project_root(start: Path) -> Path:

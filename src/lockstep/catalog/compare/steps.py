@@ -14,7 +14,7 @@ from typing import Any
 
 from lockstep.catalog import events
 from lockstep.catalog.report.values import mapping
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.files import open_plain, read_object
 from lockstep.strict_json import real
 
@@ -110,7 +110,7 @@ def _put_parent_before(found: Steps, start: int, ancestors: int) -> None:
     """The steps up to ``start`` were an ancestor's: take them from its folder, where that stands beside."""
     created = next((event for event in events.read(found.run) if event["event"] == "created"), {})
     name = mapping(created.get("parent")).get("run_id")
-    if not isinstance(name, str) or not RUN_ID.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         found.notes.append(f"steps 1 to {start} of {found.run.run_id} are not told of in its folder")
         return
     parent = Run(found.run.catalog / name)

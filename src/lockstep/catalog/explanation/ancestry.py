@@ -6,7 +6,7 @@ from typing import Any
 from lockstep.catalog import lineage, tombstones
 from lockstep.catalog.manifest import MANIFEST, digest_of_file
 from lockstep.catalog.report.values import at, mapping
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import RUN_ID, Run, is_name
 
 MOST = 100
 
@@ -38,7 +38,7 @@ def ancestry(catalog: Path, run_id: str, parent: dict[str, Any]) -> list[dict[st
 
 
 def _known(catalog: Path, name: str) -> dict[str, Any]:
-    if not RUN_ID.fullmatch(name):
+    if not is_name(name):
         return {}
     run = Run(catalog / name)
     if run.events.is_file() and not run.path.is_symlink():
@@ -48,7 +48,7 @@ def _known(catalog: Path, name: str) -> dict[str, Any]:
 
 
 def _digest(catalog: Path, name: str, checkpoint: object, known: dict[str, Any]) -> str | None:
-    if not isinstance(checkpoint, str) or not RUN_ID.fullmatch(name) or not RUN_ID.fullmatch(checkpoint):
+    if not isinstance(checkpoint, str) or not is_name(name) or not RUN_ID.fullmatch(checkpoint):
         return None
     place = f"start/{MANIFEST}" if checkpoint == "start" else f"checkpoints/{checkpoint}/{MANIFEST}"
     digest = at(known, "files", place, "sha256")

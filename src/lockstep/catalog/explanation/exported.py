@@ -17,7 +17,7 @@ from lockstep.catalog.export import plain_weights
 from lockstep.catalog.export.plain_weights import Piece, Whole
 from lockstep.catalog.manifest import MANIFEST, digest_of_file, verify_folder
 from lockstep.catalog.report.values import at
-from lockstep.catalog.run import RUN_ID, Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.catalog.verification import safetensors_file
 from lockstep.errors import CorruptRecord, UsageError
 from lockstep.files import CHUNK_BYTES, open_plain
@@ -76,7 +76,7 @@ def _by_its_header(catalog: Path, path: Path) -> tuple[dict[str, Any], Holding |
         return None
     found: dict[str, Any] = {"run_id": run_id, "checkpoint": name, "same": False, "why": None}
     named = exports.CHECKPOINT.fullmatch(name)
-    if not RUN_ID.fullmatch(run_id) or run_id == "latest" or named is None:
+    if not is_name(run_id) or run_id == "latest" or named is None:
         return found | {"why": "these are no names of a run and of a checkpoint"}, None
     found["step"] = int(named[1])
     checkpoint = Run(catalog / run_id).checkpoints / name

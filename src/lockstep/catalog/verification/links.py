@@ -8,7 +8,7 @@ from typing import Any
 from lockstep.catalog.finding import Finding
 from lockstep.catalog.manifest import digest_of_file
 from lockstep.catalog.report.values import at, mapping
-from lockstep.catalog.run import Run
+from lockstep.catalog.run import Run, is_name
 from lockstep.catalog.verification.record import Record, brief, differs, entries, strategy_of
 from lockstep.files import digest_of, read_object
 
@@ -129,7 +129,7 @@ def _origin(record: Record, digest: Digest) -> Iterator[Finding]:
 def _of_parent(run: Run, parent: dict[str, Any], digest: Digest) -> str | None:
     """The digest of the parent's own manifest of that checkpoint, where parent and checkpoint are there."""
     run_id, checkpoint = parent.get("run_id"), parent.get("checkpoint")
-    if not (isinstance(run_id, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", run_id)):
+    if not (isinstance(run_id, str) and is_name(run_id)):
         return None
     if not (isinstance(checkpoint, str) and re.fullmatch(r"step-[0-9]{1,12}|start", checkpoint)):
         return None
