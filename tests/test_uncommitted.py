@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.catalog import credentials, ignored, provenance, uncommitted
-from lockstep.catalog.compare import code
+from lockstep.catalog.compare import code, text
 from lockstep.catalog.run import Run
 from lockstep.files import sha256_of
 from repositories import git, repository
@@ -98,6 +98,36 @@ def test_a_file_of_lfs_whose_time_moved_is_not_recorded_as_changed(project):
     assert recorded(project)[0]["dirty"] is False
     (project / "weights.pt").write_bytes(content[::-1])
     assert recorded(project, "b")[0]["dirty"] is True
+
+
+def test_what_a_filter_encrypts_is_unchanged_while_untouched_and_never_in_the_patch(project, tmp_path):
+    (project / ".gitattributes").write_text("*.env.py filter=crypt\n")
+    git(project, "config", "filter.crypt.clean", "tr a-z b-za")
+    git(project, "config", "filter.crypt.smudge", "tr b-za a-z")
+    git(project, "config", "filter.crypt.required", "true")
+    (project / "own.env.py").write_text("plaintext = 1\n")
+    git(project, "add", "-A")
+    git(project, "commit", "--quiet", "-m", "encrypted")
+    assert b"plaintext" not in git(project, "show", "HEAD:own.env.py")
+    found, patch, _ = recorded(project)
+    assert (found["dirty"], found["left_out_count"], patch) == (False, 0, "")
+    (project / "own.env.py").write_text("plaintext = 22\n")
+    (project / "new.env.py").write_text("plaintext = 3\n")
+    (project / "nets.py").write_text("width = 2\n")
+    found, patch, _ = recorded(project, "b")
+    assert "+width = 2" in patch and "plaintext" not in patch
+    assert {each["path"] for each in found["left_out"]} == {"own.env.py", "new.env.py"}
+
+
+def test_nobody_is_told_to_commit_what_looks_like_credentials(project):
+    (project / ".env").write_text("A=1\n")
+    found, _, run = recorded(project)
+    (sentence,) = provenance.not_recorded({"git": found})
+    assert "ommit" not in sentence and "ave git ignore them" in sentence
+    assert (code.state_of(run).gap or "").startswith("1 changed file not in the patch")
+    (project / "large.csv").write_bytes(bytes(2 << 20))
+    (sentence,) = provenance.not_recorded({"git": recorded(project, "b")[0]})
+    assert "ave git ignore what looks like credentials" in sentence
 
 
 def test_one_large_file_does_not_take_the_change_of_code_beside_it_along(project, capsys):
@@ -206,6 +236,61 @@ def test_ordinary_files_are_not_taken_for_credentials(name, text):
     assert not credentials.holds_one(name, text.encode())
 
 
+SECRET = "wJalrXUtnFEMI0K7MDENGbPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.sh", f"AWS='aws_secret_access_key={SECRET}'"),
+        ("a.py", f'URL = "https://example.org/x?token={SECRET}&page=2"'),
+        ("a.ipynb", f'  "os.environ[\\"WANDB_API_KEY\\"]=\\"{SECRET}\\"\\n",'),
+        ("a.py", f'os.environ.setdefault("WANDB_API_KEY", "{SECRET}")'),
+        ("a.py", "PASSWORD = 'correct horse battery'"),
+        ("a.py", 'password: str = "hunterhunter"'),
+        ("a.yaml", "db:\n  password: correct horse battery"),
+        ("a.py", f'C = "DefaultEndpointsProtocol=https;AccountKey={SECRET * 2}=="'),
+        ("a.txt", f"Authorization: Bearer {SECRET}"),
+        ("a.py", f'headers = {{"Authorization": "Bearer {SECRET}"}}'),
+        ("a.py", 'headers["Authorization"] = "Basic dXNlcjpwYXNzd29yZA=="'),
+        ("config.json", '{"auths":{"x":{"auth":"dXNlcjpwYXNzd29yZA=="}}}'),
+        ("a.yaml", f"    client-key-data: {SECRET * 2}"),
+        ("a.txt", "AGE-SECRET-KEY-1" + "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L" * 2),
+        ("a.py", "BOT = '123456789:" + "Aa0_-" * 7 + "'"),
+        ("jar.txt", "# Netscape HTTP Cookie File\n"),
+    ],
+)
+def test_secrets_are_seen_in_the_forms_that_tools_write(name, text):
+    assert credentials.holds_one(name, text.encode())
+    assert credentials.holds_one(name, text.encode("utf-16"))
+    assert credentials.holds_one(name, b"+" + text.replace("\n", "\n+").encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password: str",
+        "token = tokenizer.encode(x)",
+        "AccountKey = load()",
+        'password = getpass("your password, please: ")',
+        'PASSWORD = "Enter the password"',
+        'headers = {"Authorization": f"Bearer {token}"}',
+        '# send "Authorization: Bearer YOUR_TOKEN"',
+        'auth = {"auth": "required"}',
+        'token = vocabulary["token_00001"]',
+        'print("token = ", token_2, "secret")',
+        'parser.add_argument("--password", help="what the 2nd server wants")',
+        'layers = ["basic block_2", "token mixer_12_of_these"]',
+    ],
+)
+def test_ordinary_lines_of_a_program_hold_no_secret(text):
+    assert not credentials.holds_one("train.py", text.encode())
+
+
+def test_a_cookie_jar_is_known_by_its_name():
+    assert credentials.named_like_one("data/cookies.txt")
+
+
 def test_a_list_of_patterns_leaves_files_out_and_keeps_what_is_no_credential(project):
     (project / ignored.NAME).write_text("# mine\nprivate/\n/notes.*\n!token.txt\n")
     (project / "private").mkdir()
@@ -265,3 +350,16 @@ def test_a_patch_of_an_earlier_version_that_holds_credentials_is_not_sent_elsewh
     run = build(project / ".catalog", "old")
     run.patch.write_bytes(git(project, "diff", "HEAD"))
     assert bool(to_mlflow.kept_back_of(material.gather(run))) is kept_back
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["conf.json"], "1 file, not imported, but may have been read: conf.json"),
+        (["README.md"], "1 file, with none of which a run computes: README.md"),
+        (["README.md", "a.csv"], "2 files, not imported, but 1 of them may have been read: README.md, a.csv"),
+    ],
+)
+def test_a_file_that_the_model_may_have_read_is_not_called_harmless(files, words):
+    compared = code.Comparison(False, "other commits", files).as_dict()
+    assert list(text.code_lines(compared, 10)) == ["other commits", words]

@@ -6,7 +6,8 @@ In a copy of the index the marks are taken away and every file whose times diffe
 
 import hashlib
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lockstep.catalog.git import Git, GitError
@@ -19,12 +20,16 @@ SMALL_BYTES = 256 << 10
 
 @dataclass(frozen=True)
 class Found:
-    """Paths as git writes them. ``untracked`` is None where git could not list them in time, and why."""
+    """Paths as git writes them. ``untracked`` is None where git could not list them in time, and why.
+
+    ``filtered`` are those that a clean filter changes on their way into git: their plain text is not git's to keep.
+    """
 
     staged: list[bytes]
     unstaged: list[bytes]
     untracked: list[bytes] | None
     untracked_absent: str | None = None
+    filtered: set[bytes] = field(default_factory=set)
 
     @property
     def tracked(self) -> set[bytes]:
@@ -39,16 +44,44 @@ class Found:
 
 def find(git: Git, base: str, catalog: Path) -> Found:
     """Compare with ``base``; ``git`` works on a copy of the index. Raises GitError."""
+    moved = _moved(git)
     _look_at_everything(git)
     staged = git.paths("diff-index", "--cached", "--name-only", "--no-renames", "-z", base)
     unstaged = git.paths("diff-files", "--name-only", "-z", "--ignore-submodules=dirty")
     unstaged = _without_stored_elsewhere(git, unstaged)
+    cleaned = _cleaned(git, unstaged)
+    unstaged = [path for path in unstaged if path in moved or path not in cleaned]
     try:
         others: list[bytes] | None = git.paths("ls-files", "-z", "--others", "--exclude-standard")
         absent = None
     except GitError as error:
         others, absent = None, str(error)
-    return Found(staged, unstaged, others and _without_catalogs(git.folder, others, catalog), absent)
+    others = others and _without_catalogs(git.folder, others, catalog)
+    found = Found(staged, unstaged, others, absent)
+    return replace(found, filtered=_cleaned(git, list(found.all)))
+
+
+def _moved(git: Git) -> set[bytes]:
+    """Paths whose times and sizes are not what the index has: of files with a filter, no more is known here.
+
+    The copy of the index is new, so that git does not read files which changed when the index was written: without
+    their filter their bytes are always others than the commit's.
+    """
+    index = Path(git.environment["GIT_INDEX_FILE"])
+    if not git.has_filters or not index.exists():
+        return set()
+    copy = index.with_name("index-of-times")
+    shutil.copyfile(index, copy)
+    onto = replace(git, environment={**git.environment, "GIT_INDEX_FILE": str(copy)})
+    return set(onto.paths("diff-files", "--name-only", "-z", "--ignore-submodules=all"))
+
+
+def _cleaned(git: Git, paths: list[bytes]) -> set[bytes]:
+    """Those of the paths that have a filter which is configured, other than that of Git LFS."""
+    if not git.has_filters:
+        return set()
+    named = _filters(git, paths).items()
+    return {path for path, name in named if name != b"lfs" and git.empties(os.fsdecode(name))}
 
 
 def _look_at_everything(git: Git) -> None:

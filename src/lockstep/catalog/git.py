@@ -70,6 +70,10 @@ class Git:
         """Whether clean filters are configured, which are not run."""
         return len(self.overrides) > len(_NEVER)
 
+    def empties(self, name: str) -> bool:
+        """Whether a clean filter of this name is configured, and not run."""
+        return f"filter.{name}.clean=" in self.overrides
+
     def line(self, *arguments: str) -> str | None:
         """The one line that a call prints; None where it fails or prints nothing."""
         try:

@@ -68,10 +68,19 @@ def not_recorded(record: dict[str, Any]) -> list[str]:
         first = code["left_out"][:3]
         names = ", ".join(f"{printable(each['path'])} ({each['reason']})" for each in first)
         more = f" and {count - 3} more" if count > 3 else ""
+        secret = [each["reason"] == uncommitted.CREDENTIALS for each in code["left_out"]]
+        if all(secret):
+            advice = f"Have git ignore them; for what is no credential, put !PATTERN into {ignored.NAME}"
+        elif any(secret):
+            advice = (
+                "Have git ignore what looks like credentials, and commit the others or have git ignore them; for "
+                f"what is no credential, put !PATTERN into {ignored.NAME}"
+            )
+        else:
+            advice = "Commit them or have git ignore them"
         found.append(
             f"source.patch leaves out {count} changed file{'' if count == 1 else 's'}: {names}{more}; "
-            "provenance.json names them. Commit them or have git ignore them; for what is no credential, "
-            f"put !PATTERN into {ignored.NAME}"
+            f"provenance.json names them. {advice}"
         )
     for key in ("patch_absent", "untracked_absent"):
         if code.get(key) not in (None, "switched off"):

@@ -27,6 +27,7 @@ MOST_UNTRACKED = 2000  # of files that are no programs
 DIGEST_SECONDS = 5.0  # for the digests of everything that is left out
 DIGEST_FILE_BYTES = 1 << 30
 CREDENTIALS = "looks like credentials"
+FILTERED = "git keeps it through a filter, which is not run"
 _SECTION = re.compile(rb"(?m)^diff --git ")
 
 
@@ -111,6 +112,8 @@ def _choose(top: Path, found: Found) -> tuple[list[bytes], dict[bytes, str]]:
     others = MOST_UNTRACKED
     for other, untracked, size, name, path in ranked:
         reason = _refusal(top, path, name, size, untracked, patterns)
+        if reason is None and path in found.filtered and os.path.lexists(top / os.fsdecode(path)):
+            reason = FILTERED
         if reason is None and size > room[untracked]:
             reason = f"no room left in {(PATCH_BYTES if untracked else TRACKED_BYTES) >> 20} MB"
         if reason is None and untracked and other and not others:

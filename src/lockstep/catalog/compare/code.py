@@ -113,10 +113,8 @@ def state_in(run: Run, record: dict[str, Any]) -> State:
         gap = f"uncommitted changes were not recorded: {record['patch_absent']}"
         complete = False
     missing = _missing(record)
-    if gap is None and (count := number(record.get("left_out_count"))):
-        gap = (
-            f"{count} changed file{'' if count == 1 else 's'} not in the patch: {_named(missing, int(count))}"
-        )
+    if gap is None and (count := int(number(record.get("left_out_count")) or 0)):
+        gap = f"{count} changed file{'' if count == 1 else 's'} not in the patch: {_named(missing, count)}"
     if gap is None and isinstance(record.get("untracked_absent"), str):
         gap = f"untracked files were not recorded: {record['untracked_absent']}"
     digest = record.get("left_out_sha256")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lockstep.catalog.report.values import DASH, counted, number, show_bytes
+from lockstep.catalog.source_files import may_be_read
 from lockstep.catalog.text import Table, cell
 from lockstep.files import printable
 
@@ -26,7 +27,7 @@ def blocks(found: dict[str, Any], diff_lines: int = DIFF_LINES) -> list[Block]:
         ("Results", "metrics"),
     ):
         shown.append((heading, _table(found[key]) if found[key] else ["the same"]))
-    shown.insert(2, ("Code", list(_code(found["code"], diff_lines))))
+    shown.insert(2, ("Code", list(code_lines(found["code"], diff_lines))))
     shown.append(("Training", list(verdict_lines(found))))
     return shown
 
@@ -75,19 +76,28 @@ def _value(value: object) -> str:
     return cell(str(value), WIDEST_VALUE)
 
 
-def _code(code: dict[str, Any], diff_lines: int) -> Iterator[str]:
+def code_lines(code: dict[str, Any], diff_lines: int) -> Iterator[str]:
+    """How the code of two runs differs: in words, the files, and the lines."""
     yield printable(code["words"])
     for gap in code["gaps"]:
         yield f"not to be had: {_one_line(gap)}"
     if not code["files"]:
         return
     most = len(code["files"]) if len(code["files"]) <= MOST_ROWS else MOST_ROWS
-    none = "" if code["computes"] else ", with none of which a run computes"
+    none = "" if code["computes"] else f", {_not_imported(code['files'])}"
     yield f"{counted(len(code['files']), 'file')}{none}: {_few(code['files'], most)}"
     lines = [_clipped(printable(line).replace("\t", "    ")) for line in code["diff"].splitlines()]
     yield from lines[:diff_lines]
     if len(lines) > diff_lines:
         yield f"... {len(lines) - diff_lines:,} more lines (--lines {len(lines)} shows all)"
+
+
+def _not_imported(files: list[str]) -> str:
+    """What a run can have done with files that hold no programs."""
+    count = sum(map(may_be_read, files))
+    if not count:
+        return "with none of which a run computes"
+    return f"not imported, but {'' if count == len(files) else f'{count:,} of them '}may have been read"
 
 
 def _clipped(line: str) -> str:
