@@ -1,8 +1,10 @@
 """Runs whose folder was copied or renamed: they keep their relatives, their good name, and a safe way to be shown."""
 
+import contextlib
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -11,6 +13,8 @@ from lockstep import cli
 from lockstep.catalog import events, lineage, seal
 from lockstep.catalog.explanation.ancestry import ancestry
 from lockstep.catalog.run import Run, is_name
+from lockstep.catalog.verification import verify
+from lockstep.orchestration import hints
 
 
 def finished(catalog, name, **more):
@@ -30,7 +34,8 @@ def child_of(catalog, name, run_id):
 
 
 def said(capsys, *words):
-    cli.main([*words])
+    with contextlib.suppress(SystemExit):  # of a wrong option
+        cli.main([*words])
     captured = capsys.readouterr()
     return captured.out + captured.err
 
@@ -57,3 +62,47 @@ def test_a_recorded_name_that_leads_out_of_the_catalog_is_no_ancestor(tmp_path, 
     assert not is_name(name)
     parent = {"run_id": name, "checkpoint": "step-00000020"}
     assert all(each["status"] == "absent" for each in ancestry(catalog, "a", parent))
+
+
+def test_a_renamed_run_is_told_of_and_not_accused(tmp_path, capsys):
+    run = finished(tmp_path, "a")
+    run.path.rename(tmp_path / "A 2")
+    verdict = verify(Run(tmp_path / "A 2"))
+    assert not any("folder" in str(each) for each in verdict.findings)
+    assert verdict.notes == ["the folder was renamed or copied: the run was recorded as a"]
+    shown = said(capsys, "verify", "A 2", "--catalog", str(tmp_path))
+    assert "note        the folder was renamed" in shown
+    assert not verify(finished(tmp_path, "b")).notes
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "tab\there", "\u202ereversed"])
+def test_no_command_writes_the_control_characters_of_a_folders_name(tmp_path, capsys, name):
+    finished(tmp_path, "a")
+    (tmp_path / "a").rename(tmp_path / name)
+    at, file = ("--catalog", str(tmp_path)), str(tmp_path / name / "provenance.json")
+    commands = [
+        ("verify", "--all", *at),
+        ("verify", name, *at),
+        ("explain", file, *at),
+        ("show", "nothing-of-the-kind", *at),
+        ("show", name, "step", "nothing", *at),
+        ("export", name, *at),
+        ("seal", name, *at),
+        ("report", name, *at),
+        ("resume", name, *at),
+    ]
+    for words in commands:
+        assert name not in said(capsys, *words), words
+
+
+@pytest.mark.parametrize("name", ["a copy", "it's", "\x1b[31mred", "läufe 1", "$HOME"])
+def test_a_hint_is_a_command_that_a_shell_takes_apart_rightly(tmp_path, name):
+    run = finished(tmp_path, "a")
+    run.path.rename(tmp_path / name)
+    run = Run(tmp_path / name)
+    (hint,) = [each for each in verify(run).unproven if "--anchor" in each]
+    assert f"lockstep seal {run.typed} --anchor" in hint
+    read = ["bash", "-c", f"printf %s {run.typed}"]
+    assert subprocess.run(read, capture_output=True, check=True).stdout == os.fsencode(name)
+    again = hints.to_resume(["lockstep"], tmp_path, tmp_path, run, "training.epochs=3")
+    assert run.typed in again

@@ -109,7 +109,9 @@ def test_where_nothing_changed_nothing_is_asked(project):
 def test_changed_code_is_refused_unless_it_is_accepted(project):
     project.interrupted()
     (project.folder / "more.py").write_text("x = 1\n")
-    with pytest.raises(UsageError, match=r"code changed since run a: .*more\.py\n.*--accept code"):
+    with pytest.raises(
+        UsageError, match=r"code changed since run a: .*more\.py\n.*: uv run lockstep resume a --accept code$"
+    ):
         project.changes()
     with pytest.raises(UsageError):
         project.changes(accept=("data",))
@@ -120,7 +122,10 @@ def test_changed_code_is_refused_unless_it_is_accepted(project):
 def test_changed_data_is_refused_unless_it_is_accepted_or_the_runs_own_is_kept(project):
     run = project.interrupted()
     (project.folder / "samples.txt").write_text("2")
-    with pytest.raises(UsageError, match=r"data changed since run a: .*train .* -> .*\n.*--keep data"):
+    with pytest.raises(
+        UsageError,
+        match=r"data changed since run a: .*train .* -> .*\n.*\n.*: uv run lockstep resume a --keep data$",
+    ):
         project.changes()
     (change,) = project.changes(accept=("data",))
     assert change.before["train"] == read_json(run.data / "data.json")["files"]["train"]["sha256"]
@@ -132,7 +137,9 @@ def test_changed_data_is_refused_unless_it_is_accepted_or_the_runs_own_is_kept(p
 def test_a_changed_parameter_file_is_refused_unless_it_is_accepted_or_typed_or_kept(project):
     project.interrupted()
     (project.folder / "parameters.yaml").write_text(FILE.replace("epochs: 2", "epochs: 5"))
-    with pytest.raises(UsageError, match=r"parameters\.yaml: training\.epochs: 2 -> 5\n.*--keep parameters"):
+    with pytest.raises(
+        UsageError, match=r"parameters\.yaml: training\.epochs: 2 -> 5\n.*\n.*--keep parameters"
+    ):
         project.changes()
     (change,) = project.changes(accept=("parameters",))
     assert (change.before, change.after) == ({"training.epochs": 2}, {"training.epochs": 5})

@@ -95,7 +95,8 @@ def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> Non
             temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # nobody knows the temporary name
+        error.filename = str(path)  # nobody knows the temporary name
+        del error.filename2  # None would be shown, as "-> None"
         raise
 
 
@@ -250,3 +251,8 @@ def printable(text: str) -> str:
         character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}"
         for character in text
     )
+
+
+def one_line(text: str) -> str:
+    """The same on one line: line breaks and tabs, which a file's name may hold, become escapes as well."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

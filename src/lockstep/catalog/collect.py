@@ -205,7 +205,7 @@ def apply(catalog: Path, made: Plan, criteria: Criteria) -> Iterator[str]:
         if spared:
             if run.path.is_dir():
                 _spare_ancestors(run.run_id, parents, going, stays)
-            yield f"{run.run_id} stays: {spared}"
+            yield f"{run.shown} stays: {spared}"
     wanted = _still_wanted(catalog, set(run_ids(catalog)))
     for digest in made.stored if wanted is not None else ():
         stored = store.folder(catalog) / digest

@@ -51,7 +51,7 @@ def take(run: Run) -> int:
     """The lock of a run that has ended, for changes to its record. Raises UsageError while it is running."""
     now = status.of(run)
     if now.word == "running":
-        raise UsageError(f"run {run.run_id} is running (pid {now.pid}): wait for its end")
+        raise UsageError(f"run {run.shown} is running (pid {now.pid}): wait for its end")
     if now.word == "unknown":
-        raise UsageError(f"run {run.run_id}: {now.message}. Whether it has ended cannot be told here")
+        raise UsageError(f"run {run.shown}: {now.message}. Whether it has ended cannot be told here")
     return status.hold(run)

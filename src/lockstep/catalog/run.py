@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shlex
 import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from lockstep.catalog.access import check_catalog, keep_out_of_git, unreadable
 from lockstep.errors import UsageError
-from lockstep.files import printable
+from lockstep.files import one_line, printable
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CATALOG = ".catalog"
@@ -29,6 +30,22 @@ class Run:
     def run_id(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def shown(self) -> str:
+        """The folder's name for a terminal: one that was renamed may hold anything but a slash."""
+        return one_line(self.run_id)
+
+    @property
+    def typed(self) -> str:
+        """The folder's name as one types it in a shell, quoted where that is needed."""
+        if self.run_id.isprintable():
+            return shlex.quote(self.run_id)
+        letters = (
+            chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
+            for byte in os.fsencode(self.run_id)
+        )
+        return f"$'{''.join(letters)}'"
 
     @property
     def catalog(self) -> Path:
@@ -217,15 +234,15 @@ def find(catalog: Path, name: str) -> Run:
     if len(matches) == 1:
         return _readable(Run(catalog / matches[0]))
     if matches:
-        shown = "\n".join(f"  {printable(run_id)}" for run_id in matches[:MOST_CANDIDATES])
+        shown = "\n".join(f"  {one_line(run_id)}" for run_id in matches[:MOST_CANDIDATES])
         rest = len(matches) - MOST_CANDIDATES
         more = f"\n  and {rest} more" if rest > 0 else ""
         raise UsageError(f"{name!r} fits {len(matches)} runs: give more of the id\n{shown}{more}")
     import difflib  # only for a name that is wrong
 
     near = difflib.get_close_matches(name[:64], ids[:1000], n=1)
-    meant = f"; did you mean {printable(near[0])}?" if near else ""
-    newest = ", ".join(printable(run.run_id) for run in all_runs(catalog)[:5])
+    meant = f"; did you mean {one_line(near[0])}?" if near else ""
+    newest = ", ".join(run.shown for run in all_runs(catalog)[:5])
     raise UsageError(f"no run {name!r} in {catalog}; the newest are {newest}{meant}")
 
 

@@ -120,7 +120,7 @@ def rank_view(run: Run, rank: int, count: int) -> dict[str, Any]:
     """A rank's last step and epoch and the end of its log. Raises UsageError where there is none."""
     known = tail.ranks_known(run, read_object(run.plan))
     if known is not None and rank >= known:
-        raise UsageError(f"run {run.run_id} has no rank {rank}: its ranks are 0 to {known - 1}")
+        raise UsageError(f"run {run.shown} has no rank {rank}: its ranks are 0 to {known - 1}")
     lines = tail.latest(tail.metrics_file(run, rank))
     return {
         "run_id": run.run_id,
@@ -149,7 +149,7 @@ def step_view(run: Run, step: str, count: int) -> dict[str, Any]:
         names = list(dict.fromkeys(each.name for attempt in attempts for each in attempt.steps))
         known = ", ".join(cell(name) for name in names) if names else "none yet"
         rank = f"; a rank is asked for with `rank {step}`" if step.isascii() and step.isdecimal() else ""
-        raise UsageError(f"run {run.run_id} has no step {step!r}: its steps are {known}{rank}")
+        raise UsageError(f"run {run.shown} has no step {step!r}: its steps are {known}{rank}")
     lines = [] if "/" in step else tail.last_lines(log, count)
     return {"run_id": run.run_id, "step": step, "times": times, "log_path": str(log), "log": lines}
 

@@ -85,7 +85,7 @@ def hold(run: Run) -> int:
             pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
             os.close(descriptor)
             who = f"pid {pid}" if pid.isdigit() else "pid unknown"
-            raise UsageError(f"run {run.run_id} is running already ({who})")
+            raise UsageError(f"run {run.shown} is running already ({who})")
         if _still_in_place(run, descriptor):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -9,7 +9,7 @@ from lockstep.catalog.report.values import at, mapping, moment, show_bytes, show
 from lockstep.catalog.text import cell
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
-from lockstep.files import printable
+from lockstep.files import one_line, printable
 
 MOST_SHOWN = 10
 NO_NAME = (
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write(found: dict[str, Any], catalog: Path) -> None:
     what = "the folder's manifest.json" if found["kind"] == "folder" else "the file"
-    output.write_line(printable(found["path"]))
+    output.write_line(one_line(found["path"]))
     output.write_line(f"  {what}: {found['bytes']:,} bytes, sha256 {found['sha256']}")
     for finding in found["findings"][:20]:
         output.write_line(f"  CHANGED  {finding}")
@@ -61,6 +61,7 @@ def _write(found: dict[str, Any], catalog: Path) -> None:
         output.write_line()
         _write_facts(each)
     rest = [each["run_id"] for each in found["held_by"][MOST_SHOWN:]] + found["also_held_by"]
+    rest = [one_line(name) for name in rest]
     if rest:
         output.write_line()
         output.write_line(
@@ -120,7 +121,9 @@ def _facts(each: dict[str, Any]) -> list[tuple[str, str]]:
     verb = "made it" if each["made"] else "has it, and did not make it"
     code, packages, machine = mapping(each["code"]), mapping(each["packages"]), mapping(each["machine"])
     summary, data = mapping(each["summary"]), mapping(each["data"])
-    facts = [("run", f"{each['run_id']} {verb}" + (f" (tag {cell(each['tag'])})" if each["tag"] else ""))]
+    facts = [
+        ("run", f"{one_line(each['run_id'])} {verb}" + (f" (tag {cell(each['tag'])})" if each["tag"] else ""))
+    ]
     facts += [("as", f"{cell(name, 200)}: {state}") for name, state in list(each["files"].items())[:5]]
     facts += [
         ("step", show_count(each["step"]) if each["step"] is not None else ""),

@@ -12,7 +12,7 @@ from lockstep.catalog.run import Run, find
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.errors import LockstepError, UsageError
-from lockstep.files import printable, set_mode, temporary_beside, write_atomically
+from lockstep.files import one_line, printable, set_mode, temporary_beside, write_atomically
 
 Exporter = Callable[[Run, argparse.Namespace], int]
 
@@ -116,7 +116,9 @@ def _weights(found: Run, arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.write_json(told)
     else:
-        output.write_line(f"wrote {target}: {count} tensors of {checkpoint.name}, {told['bytes']:,} bytes")
+        output.write_line(
+            f"wrote {one_line(str(target))}: {count} tensors of {checkpoint.name}, {told['bytes']:,} bytes"
+        )
     return 0
 
 
@@ -160,7 +162,7 @@ def _deliver(text: str, found: Run, arguments: argparse.Namespace, ending: str) 
         output.write_line(text.removesuffix("\n"))
         return 0
     write_atomically(target, text)
-    output.write_line(f"wrote {target}")
+    output.write_line(f"wrote {one_line(str(target))}")
     return 0
 
 

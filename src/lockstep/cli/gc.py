@@ -9,7 +9,7 @@ from lockstep.catalog.report.values import counted, moment, show_bytes, show_mom
 from lockstep.catalog.text import Table, cell
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
-from lockstep.files import readable
+from lockstep.files import one_line, readable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def _tell(made: Plan, criteria: Criteria, arguments: argparse.Namespace, spared:
     for run_id, why in made.kept.items():
         output.write_line(f"stays: {cell(run_id, 64)}, because {cell(why, 100)}")
     for sentence in spared:
-        output.write_line(sentence)
+        output.write_line(one_line(sentence))
     did = "removed" if arguments.apply else "would remove"
     parts = [counted(len(made.runs) - len(spared), "run")]
     parts += [counted(len(made.stored), "stored file")] if made.stored else []

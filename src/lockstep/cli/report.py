@@ -11,7 +11,7 @@ from lockstep.catalog.run import CATALOG, Run, find
 from lockstep.cli import output
 from lockstep.cli.list import catalog_of
 from lockstep.errors import UsageError
-from lockstep.files import digest_of, write_atomically
+from lockstep.files import digest_of, one_line, write_atomically
 
 FOLDER = ".reports"
 MOST_RUNS = 24  # beyond, neither colours nor columns can be told apart
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"{target} cannot be written: {error.strerror}. Name another with --output"
         ) from error
-    output.write_line(str(target))
+    output.write_line(one_line(str(target)))
     if arguments.open == "yes" or (arguments.open == "auto" and _has_display()):
         webbrowser.open(target.as_uri())
     return 0
@@ -72,7 +72,7 @@ def _target(named: Path | None, catalog: Path, runs: list[Run]) -> Path:
     for folder in target.resolve().parents:
         if (folder / "events.jsonl").is_file():
             raise UsageError(
-                f"{named} lies in the folder of run {folder.name}: a file that its seal does not know would "
+                f"{named} lies in the folder of run {one_line(folder.name)}: a file that its seal does not know would "
                 "break it. Name a file elsewhere"
             )
     return target

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         output.write_line()
         for rerun in outcome.reruns:
-            output.write_line(f"{rerun.run.run_id} against {found.run_id}: {rerun.verdict}")
+            output.write_line(f"{rerun.run.shown} against {found.shown}: {rerun.verdict}")
             for line in text.verdict_lines(rerun.found):
                 output.write_line(f"  {line}")
         if outcome.between is not None:

@@ -10,6 +10,7 @@ from lockstep.catalog.verification.record import Record
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.errors import LockstepError, UsageError
+from lockstep.files import one_line
 
 NOTE, PRINT = "git-note", "print"
 
@@ -66,7 +67,7 @@ def _seal(found: Run, word: str) -> dict[str, str]:
     unfinished = not state.heads and [each.file for each in state.findings] == ["events.jsonl"]
     if state.findings and not unfinished:
         listed = "\n".join(f"  {finding}" for finding in state.findings[:20])
-        raise LockstepError(f"run {found.run_id} does not verify, so nothing was sealed:\n{listed}")
+        raise LockstepError(f"run {found.shown} does not verify, so nothing was sealed:\n{listed}")
     seal.seal(found)
     return {"done": f"sealed as it stands: {word}", "head": str(seal.head_of(found))}
 
@@ -86,10 +87,10 @@ def _tell(said: dict[str, str], arguments: argparse.Namespace) -> None:
     elif arguments.anchor == PRINT and not arguments.sign:
         output.write_line(said["anchor"])  # alone, so that it can be taken by a script
     else:
-        output.write_line(f"run {said['run_id']}: {said['done']}")
+        output.write_line(f"run {one_line(said['run_id'])}: {said['done']}")
         for name in ("key", "note"):
             if name in said:
                 output.write_line(f"  {'signed with' if name == 'key' else 'anchored by'} {said[name]}")
         if arguments.anchor == NOTE:
             output.write_line(f"  git push does not take notes by itself: git push REMOTE {anchor.REF}")
-        output.write_line(f"  {said['anchor']}")
+        output.write_line(f"  {one_line(said['anchor'])}")

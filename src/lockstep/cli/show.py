@@ -8,6 +8,7 @@ from lockstep.catalog.run import Run, find
 from lockstep.cli import output
 from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.errors import Interrupted, UsageError
+from lockstep.files import one_line
 
 RANK_LINES = 20
 STEP_LINES = 200
@@ -75,7 +76,9 @@ def _show_rank(found: Run, rank: int, arguments: argparse.Namespace) -> int:
     for line in show_text.rank_lines(view):
         output.write_line(line)
     if not arguments.follow:
-        output.write_line(f"The end of {view['log_path']}" if view["log"] else "nothing in its log yet")
+        output.write_line(
+            f"The end of {one_line(view['log_path'])}" if view["log"] else "nothing in its log yet"
+        )
         for line in view["log"]:
             output.write_line(line)
         return 0

@@ -123,8 +123,12 @@ def _signers(arguments: argparse.Namespace) -> Path | None:
 
 def _write(verdict: Verdict) -> None:
     seal = "sealed" if verdict.sealed else "not sealed"
-    output.write_line(f"run {verdict.run.run_id}: {verdict.status}, {seal}")
-    for heading, lines in (("proven", verdict.proven), ("not proven", verdict.unproven)):
+    output.write_line(f"run {verdict.run.shown}: {verdict.status}, {seal}")
+    for heading, lines in (
+        ("proven", verdict.proven),
+        ("not proven", verdict.unproven),
+        ("note", verdict.notes),
+    ):
         for line in lines:
             output.write_line(f"  {heading:<12}{line}")
     _write_findings(verdict.findings)
@@ -137,7 +141,7 @@ def _write(verdict: Verdict) -> None:
 def _write_short(verdict: Verdict) -> None:
     words = f"findings: {len(verdict.findings)}" if verdict.findings else "good"
     seal = "sealed" if verdict.sealed else "not sealed"
-    output.write_line(f"{verdict.run.run_id}  {verdict.status}, {seal}: {words}")
+    output.write_line(f"{verdict.run.shown}  {verdict.status}, {seal}: {words}")
     _write_findings(verdict.findings)
 
 

@@ -6,7 +6,7 @@ goes on with the parameters and the data that the run's own folder holds.
 """
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,24 @@ class Change:
         return asdict(self)
 
 
-def refuse(found: Sequence[Change], accepted: Collection[str], run: Run) -> None:
-    """Raise UsageError for the changes that are not accepted."""
+def refuse(
+    found: Sequence[Change], accepted: Collection[str], run: Run, command: Callable[[Sequence[str]], str]
+) -> None:
+    """Raise UsageError for the changes that are not accepted; ``command`` is what was typed, with more options."""
     refused = [change for change in found if change.kind not in accepted]
     if not refused:
         return
-    lines = [f"{change.kind} changed since run {run.run_id}: {change.words}" for change in refused]
-    words = " ".join(f"--accept {change.kind}" for change in refused)
-    keep = [change.kind for change in refused if change.kind in KEPT]
-    rest = f"; or --keep {' --keep '.join(keep)} to go on with what the run's folder holds" if keep else ""
-    raise UsageError("\n".join([*lines, f"say which change is meant: {words}{rest}"]))
+    lines = [f"{change.kind} changed since run {run.shown}: {change.words}" for change in refused]
+    accepting = [word for change in refused for word in ("--accept", change.kind)]
+    lines.append(f"say which change is meant: {command(accepting)}")
+    if any(change.kind in KEPT for change in refused):
+        keeping = [
+            word
+            for change in refused
+            for word in ("--keep" if change.kind in KEPT else "--accept", change.kind)
+        ]
+        lines.append(f"or go on with what the run's folder holds: {command(keeping)}")
+    raise UsageError("\n".join(lines))
 
 
 def last_provenance(run: Run) -> tuple[int, dict[str, Any]]:

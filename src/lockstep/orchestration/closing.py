@@ -20,7 +20,7 @@ def write_model(session: Session, parameters: Parameters) -> None:
     if size > limit * 1e9:
         session.warn(
             f"{run.model.name} is left out: its tensors are {size / 1e9:.1f} GB, and checkpoint.closing_limit_gb is "
-            f"{limit:g}. The last checkpoint holds them; lockstep export {run.run_id} writes plain weights"
+            f"{limit:g}. The last checkpoint holds them; lockstep export {run.typed} writes plain weights"
         )
         return
     server = session.ranks_server(options.start_method)

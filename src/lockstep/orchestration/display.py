@@ -186,7 +186,7 @@ class Display:
 
     def paths(self, run: Run) -> None:
         """Where to look."""
-        self.line(f"run     {run.run_id}", "bold")
+        self.line(f"run     {run.shown}", "bold")
         for path in (run.report, run.results, run.model, run.logs):
             if path.exists():
                 self.line(f"        {path}")

@@ -20,10 +20,11 @@ def to_resume(argv: Sequence[str], folder: Path, catalog: Path, run: Run, *words
     else:
         command = ["lockstep", "resume"]
     here = catalog.resolve()
-    command += [run.run_id if run.path.parent == here else str(run.path), *words]
-    if run.path.parent == here != (project_root(folder) / CATALOG).resolve():
-        command += ["--catalog", _from(folder, catalog)]
-    return shlex.join(["uv", "run", *command])
+    in_catalog = run.path.parent == here
+    named = run.typed if in_catalog else shlex.quote(str(run.path))
+    if in_catalog and here != (project_root(folder) / CATALOG).resolve():
+        words = (*words, "--catalog", _from(folder, catalog))
+    return " ".join([shlex.join(["uv", "run", *command]), named, *map(shlex.quote, words)])
 
 
 def _from(folder: Path, path: Path) -> str:

@@ -42,10 +42,10 @@ class Parent:
     def in_words(self) -> str:
         """For the line that a run begins with."""
         if self.kind == "reproduced":
-            return f"  repeating {self.run.run_id}"
+            return f"  repeating {self.run.shown}"
         if self.checkpoint is None:
-            return f"  child of {self.run.run_id}, which left no valid checkpoint: from the beginning"
-        return f"  from {self.run.run_id} {self.checkpoint.name}"
+            return f"  child of {self.run.shown}, which left no valid checkpoint: from the beginning"
+        return f"  from {self.run.shown} {self.checkpoint.name}"
 
 
 def newest_checkpoint(run: Run) -> tuple[Parent, list[str]]:

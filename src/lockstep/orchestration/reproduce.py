@@ -124,31 +124,31 @@ def reproduce(wish: Wish) -> Outcome:
 def refuse_what_cannot_be_repeated(run: Run) -> code.State:
     """The run's code as recorded; UsageError where the record is not enough, or is not what was sealed."""
     if status.of(run).word == "running":
-        raise UsageError(f"run {run.run_id} is running: it can be repeated when it has ended")
+        raise UsageError(f"run {run.shown} is running: it can be repeated when it has ended")
     if not run.parameters.is_file():
-        raise UsageError(f"run {run.run_id} has no parameters.yaml: it ended before it had begun")
+        raise UsageError(f"run {run.shown} has no parameters.yaml: it ended before it had begun")
     findings = seal.verify_seal(run) if run.manifest.is_file() else []
     if findings:
         raise UsageError(
-            f"run {run.run_id} is not what was sealed, so it is not run again: {'; '.join(findings[:5])}"
+            f"run {run.shown} is not what was sealed, so it is not run again: {'; '.join(findings[:5])}"
         )
     state = code.state_of(run)
     if state.commit is None:
-        raise UsageError(f"run {run.run_id} names no commit to run again: {state.gap}")
+        raise UsageError(f"run {run.shown} names no commit to run again: {state.gap}")
     if not state.complete:
-        raise UsageError(f"the code of run {run.run_id} is not all recorded: {state.gap}")
+        raise UsageError(f"the code of run {run.shown} is not all recorded: {state.gap}")
     for number in range(2, 10_000):
         if not read_object(run.path / f"provenance.attempt-{number}.json"):
             break
         later = code.compare(state, code.state_of(run, number), [Path.cwd(), run.catalog])
         if not later.same and later.computes:
             raise UsageError(
-                f"attempt {number} of run {run.run_id} went on with other code than the first ({later.words}): no "
+                f"attempt {number} of run {run.shown} went on with other code than the first ({later.words}): no "
                 "one state of the code is what made it"
             )
     if _parent_checkpoint(run) and not run.start.is_dir():
         raise UsageError(
-            f"run {run.run_id} began with a checkpoint of its parent, and its folder start is missing"
+            f"run {run.shown} began with a checkpoint of its parent, and its folder start is missing"
         )
     return state
 
@@ -192,7 +192,7 @@ def what_is_brought(run: Run, state: code.State, place: Recreated, folder: Path)
     refused = [each.path for each in lacking if each.is_code and (each.sha256 or each.tracked)]
     if refused:
         raise UsageError(
-            f"the code of run {run.run_id} is not all recorded: its patch leaves out {', '.join(refused[:5])}, and "
+            f"the code of run {run.shown} is not all recorded: its patch leaves out {', '.join(refused[:5])}, and "
             f"{top} does not hold the bytes of that time any more; put them back there, and it can be repeated"
         )
     some_are_not_named = state.gap is not None and not state.missing
@@ -204,7 +204,7 @@ def what_is_brought(run: Run, state: code.State, place: Recreated, folder: Path)
 
 def _announce(wish: Wish, state: code.State, differs: list[str], chosen: Interpreter) -> None:
     """Say what will be run, and name every drift, before anything is run."""
-    wish.say(f"repeating {wish.run.run_id}: code {state.short}, with {chosen.words}")
+    wish.say(f"repeating {wish.run.shown}: code {state.short}, with {chosen.words}")
     if not wish.run.manifest.is_file():
         differs.append("the run was never sealed: that its record is as it was written cannot be proven")
     for each in differs:

@@ -131,7 +131,7 @@ def new_run(
     if inherited is not None:
         with full_disk.needing(run.path / inherited.name, inherited.stat().st_size):
             shutil.copyfile(inherited, run.path / inherited.name)
-    display.line(f"lockstep  run {run.run_id}{parent.in_words() if parent else ''}", "bold")
+    display.line(f"lockstep  run {run.shown}{parent.in_words() if parent else ''}", "bold")
     session = Session(run, display, request.folder, server, 1, began, repeats=repeated)
     return carry_out(session, request, request.tag, origin, descriptor)
 
@@ -141,10 +141,10 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
     run = find(request.catalog, str(request.resume))
     now = status.of(run)
     if now.word == "running":
-        raise UsageError(f"run {run.run_id} is running (pid {now.pid}): it cannot be resumed before it ends")
+        raise UsageError(f"run {run.shown} is running (pid {now.pid}): it cannot be resumed before it ends")
     if not run.parameters.is_file():
         raise UsageError(
-            f"run {run.run_id} ended before its parameters were written: there is nothing to resume"
+            f"run {run.shown} ended before its parameters were written: there is nothing to resume"
         )
     before = parameters.read(run.parameters, [])
     wanted = request.read(request.file, request.overrides, run)
@@ -167,7 +167,7 @@ def resume(request: Request, server: Server, display: Display, began: float) -> 
     history = events.read(run)
     attempt = sum(event["event"] == "started" for event in history) + 1
     created = next((event for event in history if event["event"] == "created"), {})
-    display.line(f"lockstep  run {run.run_id}, attempt {attempt} (it was {now.word})", "bold")
+    display.line(f"lockstep  run {run.shown}, attempt {attempt} (it was {now.word})", "bold")
     if found:
         events.append(run, "changed", **changes.recorded(attempt, found))
         for each in found:
@@ -201,8 +201,18 @@ def what_changed(request: Request, run: Run, before: Parameters, wanted: Paramet
             found.insert(1, changes.of_data(run, before, request.folder))
     present = [change for change in found if change is not None]
     if request.asks:
-        changes.refuse(present, request.accept, run)
+        changes.refuse(present, request.accept, run, lambda more: typed_again(request, run, more))
     return present
+
+
+def typed_again(request: Request, run: Run, more: Sequence[str]) -> str:
+    """The command that resumes the run as it was asked for, with more options."""
+    words = [*request.overrides]
+    for option, values in (("--accept", request.accept), ("--keep", request.keep)):
+        words += [word for value in sorted(values) for word in (option, value)]
+    for option, value in (("--run-id", request.run_id), ("--tag", request.tag)):
+        words += [f"{option}={value}"] if value is not None else []
+    return hints.to_resume(request.argv, request.folder, request.catalog, run, *words, *more)
 
 
 def nothing_to_resume(request: Request, run: Run, before: Parameters, display: Display) -> int:
@@ -211,10 +221,10 @@ def nothing_to_resume(request: Request, run: Run, before: Parameters, display: D
         descriptor = status.hold(run)
         seal.seal(run)
         status.release(run, descriptor)
-        display.line(f"run {run.run_id} had succeeded, but its record was not sealed yet: it is now")
+        display.line(f"run {run.shown} had succeeded, but its record was not sealed yet: it is now")
         return 0
     display.line(
-        f"run {run.run_id} has succeeded already: nothing to resume. To go on from its last checkpoint,"
+        f"run {run.shown} has succeeded already: nothing to resume. To go on from its last checkpoint,"
     )
     more = f"{request.example}={before.training.epochs * 2}"
     again = hints.to_resume(request.argv, request.folder, request.catalog, run, more)
@@ -244,7 +254,7 @@ def carry_out(
             for line in request.epilogue(session.run) if request.epilogue else ():
                 session.display.line(line)
         else:
-            session.display.line(f"run     {session.run.run_id}", "bold")
+            session.display.line(f"run     {session.run.shown}", "bold")
             session.display.line(f"        {session.run.path}")
             again = hints.to_resume(request.argv, request.folder, request.catalog, session.run)
             session.display.line(f"        to continue: {again}")

@@ -61,7 +61,7 @@ def _prepared(session: Session, parameters: Parameters, seed: int) -> dict[str, 
         description = prepare.as_it_was(session.run, session.repeats)
         session.warn(
             f"the data cannot be prepared from what stands beside the recorded code ({error}): the splits of run "
-            f"{session.repeats.run_id} are used, as they were recorded"
+            f"{session.repeats.shown} are used, as they were recorded"
         )
         return description
 

@@ -215,6 +215,6 @@ def _repeats(steps: metrics.Steps) -> list[str]:
     if not other:
         return []
     return [
-        f"{steps.run.run_id} did {len(other)} of its own steps twice with other bits, the first of them step "
+        f"{steps.run.shown} did {len(other)} of its own steps twice with other bits, the first of them step "
         f"{other[0]}: it does not repeat itself"
     ]

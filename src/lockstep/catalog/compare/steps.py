@@ -111,7 +111,7 @@ def _put_parent_before(found: Steps, start: int, ancestors: int) -> None:
     created = next((event for event in events.read(found.run) if event["event"] == "created"), {})
     name = mapping(created.get("parent")).get("run_id")
     if not isinstance(name, str) or not is_name(name):
-        found.notes.append(f"steps 1 to {start} of {found.run.run_id} are not told of in its folder")
+        found.notes.append(f"steps 1 to {start} of {found.run.shown} are not told of in its folder")
         return
     parent = Run(found.run.catalog / name)
     if not ancestors or parent.path == found.run.path or not parent.events.is_file():

@@ -86,10 +86,10 @@ def _history(run: Run, sealed: bool) -> Iterator[Ailment]:
         return
     if content and not content.endswith(b"\n"):
         mend = None if sealed else _under_lock(run, lambda: _close_line(run))
-        advice = f"It was sealed before: lockstep verify {run.run_id}" if sealed else ""
+        advice = f"It was sealed before: lockstep verify {run.typed}" if sealed else ""
         yield Ailment(str(run.events), "ends in the middle of a line", advice, mend)
     for sentence in events.check_chain(run):
-        yield Ailment(str(run.events), sentence, f"It was edited: lockstep verify {run.run_id}")
+        yield Ailment(str(run.events), sentence, f"It was edited: lockstep verify {run.typed}")
 
 
 def _close_line(run: Run) -> str:

@@ -91,7 +91,7 @@ def gather(run: Run) -> Material:
     """Read a run's record. Raises UsageError where its history says nothing at all."""
     history = events.read(run)
     if not history:
-        raise UsageError(f"run {run.run_id} cannot be exported: no event of its history can be read")
+        raise UsageError(f"run {run.shown} cannot be exported: no event of its history can be read")
     manifest, _ = read_manifest(run.path)
     return Material(
         run=run,
@@ -111,9 +111,9 @@ def gather(run: Run) -> Material:
 def refuse_unfinished(material: Material, what: str) -> None:
     """Raise UsageError for a run that is going on, or of which that cannot be told here."""
     if material.state.word == "running":
-        raise UsageError(f"run {material.run.run_id} is running: {what} is made after its end")
+        raise UsageError(f"run {material.run.shown} is running: {what} is made after its end")
     if material.state.word == "unknown":
-        raise UsageError(f"run {material.run.run_id}: {material.state.message}: {what} is made after its end")
+        raise UsageError(f"run {material.run.shown}: {material.state.message}: {what} is made after its end")
 
 
 def files(material: Material) -> list[File]:
@@ -202,11 +202,11 @@ def _file(folder: Path, name: str, expected: str | None) -> File:
     if expected is not None and digest != expected:
         raise CorruptRecord(
             f"{printable(name)} holds other bytes than its manifest says. Nothing was exported: "
-            f"lockstep verify {folder.name} says more"
+            f"lockstep verify {Run(folder).typed} says more"
         )
     return File(name.encode("utf-8", "backslashreplace").decode(), digest, size)
 
 
 def nothing_to_say(material: Material, what: str) -> LockstepError:
     """The error of a format that speaks of checkpoints, for a run that has none."""
-    return UsageError(f"run {material.run.run_id} has no checkpoint and no model: {what} would say nothing")
+    return UsageError(f"run {material.run.shown} has no checkpoint and no model: {what} would say nothing")

@@ -38,7 +38,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+")
 def run_events(material: Material) -> list[dict[str, Any]]:
     """The events, one for the start and, where the run has ended, one for its end. Raises CorruptRecord."""
     if material.began is None:
-        raise CorruptRecord(f"run {material.run.run_id}: its history does not say when it began")
+        raise CorruptRecord(f"run {material.run.shown}: its history does not say when it began")
     inputs = _inputs(material)
     found = [_event(material, "START", material.began, inputs, [])]
     ending = ENDINGS.get(material.state.word)

@@ -64,7 +64,7 @@ def checkpoint_of(run: Run, step: int | None = None) -> Path:
         paths = [path for path in paths if path.name.removeprefix("step-").lstrip("0") == str(step)]
         if not paths:
             there = ", ".join(sorted(path.name for path in run.checkpoints.glob("step-*"))) or "none"
-            raise UsageError(f"--step: found {step}, and the checkpoints of {run.run_id} are: {there}")
+            raise UsageError(f"--step: found {step}, and the checkpoints of {run.shown} are: {there}")
     problems = []
     for path in paths:
         findings = verify_folder(path)
@@ -72,8 +72,8 @@ def checkpoint_of(run: Run, step: int | None = None) -> Path:
             return path
         problems.append(f"{path.name}: {'; '.join(findings)}")
     if problems:
-        raise CorruptRecord(f"no checkpoint of {run.run_id} is whole: {' | '.join(problems)}")
-    raise UsageError(f"run {run.run_id} has no checkpoint to export")
+        raise CorruptRecord(f"no checkpoint of {run.shown} is whole: {' | '.join(problems)}")
+    raise UsageError(f"run {run.shown} has no checkpoint to export")
 
 
 def write(checkpoint: Path, target: Path, about: dict[str, str], average: bool = False) -> int:

@@ -47,7 +47,7 @@ def export(
     """
     material = gather(run)
     if material.state.word not in STATUSES:
-        raise UsageError(f"run {run.run_id}: {material.state.message}: it is exported after its end")
+        raise UsageError(f"run {run.shown}: {material.state.message}: it is exported after its end")
     uploads = files(material) if with_checkpoints else []
     client, errors = _client(tracking_uri)
     try:

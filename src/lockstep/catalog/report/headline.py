@@ -136,7 +136,7 @@ def _told_until(history: History) -> str:
 def _still_open(record: Record, history: History) -> Html | None:
     """The run writes its own page before its end, so that page cannot know it; one from outside can."""
     if record.state is None and history.outcome in ("open", "evaluated"):
-        command = el("code", f"uv run lockstep show {record.run.run_id}")
+        command = el("code", f"uv run lockstep show {record.run.typed}")
         return el(
             "p", "Written while the run was still open; ", command, " tells how it ended.", class_="aside"
         )

