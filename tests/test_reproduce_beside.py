@@ -14,7 +14,7 @@ from lockstep.catalog.run import Run, claim, find
 from lockstep.errors import UsageError
 from lockstep.files import read_json, sha256_of, write_json
 from lockstep.orchestration import inputs as taken
-from lockstep.orchestration import steps, surroundings, worktree
+from lockstep.orchestration import left_behind, steps, surroundings, worktree
 from lockstep.orchestration.display import Display
 from lockstep.orchestration.session import Session, active
 from repositories import git, repository
@@ -154,3 +154,54 @@ def test_a_run_whose_data_git_ignores_is_repeated(tmp_path):
     assert (
         read_json(new.provenance)["uv_lock"] == read_json(project / ".catalog/a/provenance.json")["uv_lock"]
     )
+
+
+READS = """
+from pathlib import Path
+from torch import nn
+
+
+def net(input_shape, num_classes):
+    width = int((Path(__file__).parent / "data" / "s.txt").read_text())
+    return nn.Sequential(nn.Linear(input_shape[0], width), nn.Linear(width, num_classes))
+"""
+
+
+@pytest.mark.slow
+def test_a_file_that_only_the_model_reads_and_git_ignores_is_named_in_one_line(tmp_path):
+    project = repository(
+        tmp_path / "project",
+        nets__py=READS,
+        pyproject__toml="",
+        __gitignore=".catalog/\n__pycache__/\ndata/\n",
+    )
+    (project / "data").mkdir()
+    (project / "data" / "s.txt").write_text("16")
+
+    def lockstep(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lockstep.cli", *words]
+        return subprocess.run(command, cwd=project, check=False, capture_output=True, text=True)
+
+    small = ("training.epochs=1", "distributed.world_size=1", "distributed.strategy=single", "model=nets:net")
+    data = ("data=synthetic", "data.num_samples=200", "data.input_size=8")
+    made = lockstep("run", "--run-id", "a", *data, *small)
+    assert made.returncode == 0, made.stdout + made.stderr
+    done = lockstep("reproduce", "a")
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "Traceback" not in said and "to continue" not in said, said
+    (line,) = [line for line in said.splitlines() if "s.txt" in line]
+    assert str(project / "data" / "s.txt") in line and "git" in line
+
+
+def test_only_a_missing_file_of_the_repeated_code_is_explained(tmp_path):
+    (tmp_path / "code" / "sub").mkdir(parents=True)
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    write_json(run.provenance, {"cwd": "/home/me/x/sub", "git": {"folder": "sub"}})
+    folder, gone = tmp_path / "code" / "sub", tmp_path / "code" / "data" / "s.txt"
+    error = FileNotFoundError(2, "No such file or directory", str(gone))
+    said = str(left_behind.explained(error, run, folder))
+    assert "reads data/s.txt" in said and "/home/me/x/data/s.txt" in said and "\n" not in said
+    assert left_behind.explained(error, None, folder) is None
+    assert left_behind.explained(FileNotFoundError(2, "No such file", "/elsewhere"), run, folder) is None
+    assert left_behind.explained(ValueError("bad"), run, folder) is None

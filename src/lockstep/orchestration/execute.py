@@ -15,7 +15,7 @@ from lockstep import full_disk, signals
 from lockstep.catalog import events, facts, listing, provenance, seal, status
 from lockstep.errors import Interrupted, LockstepError, RunFailed
 from lockstep.files import read_json, read_object, readable, sha256_of
-from lockstep.orchestration import plan
+from lockstep.orchestration import left_behind, plan
 from lockstep.orchestration.session import Session, active
 
 INHERITED = ("RUNNABLE_PRM_", "RUNNABLE_PARAMETERS_FILE", "RUNNABLE_CONFIGURATION_FILE", "RUNNABLE_RETRY_")
@@ -47,7 +47,8 @@ def attempt(session: Session, argv: Sequence[str], tag: str | None, parent: dict
         ending |= {"status": "interrupted", "cause": error.signal_name, "message": str(error)}
         code = Interrupted.exit_status
     except Exception as found:
-        said = full_disk.explained(found) or found
+        missing = left_behind.explained(found, session.repeats, session.folder)
+        said = full_disk.explained(found) or missing or found
         ending |= _ending(said)
         code = 1
         _explain(session, said)

@@ -256,8 +256,9 @@ def carry_out(
         else:
             session.display.line(f"run     {session.run.shown}", "bold")
             session.display.line(f"        {session.run.path}")
-            again = hints.to_resume(request.argv, request.folder, request.catalog, session.run)
-            session.display.line(f"        to continue: {again}")
+            if request.reproduces is None:  # else the code stood in a folder that is removed now
+                again = hints.to_resume(request.argv, request.folder, request.catalog, session.run)
+                session.display.line(f"        to continue: {again}")
         return code
     finally:
         if session.server is not None:
