@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import Command
-from lockstep import full_disk, parameters
+from lockstep import files, full_disk, parameters
 from lockstep.catalog import events, status, store
 from lockstep.catalog.run import Run
 from lockstep.datasets import Source
@@ -50,7 +50,7 @@ def run_on(place: Path) -> Run:
     return run
 
 
-WORDS = r"the disk is full: {} needs about [\d,]+ bytes and [\d,]+ are free\. Make room and continue the run"
+WORDS = r"the disk is full: {} needs about [\d,]+ bytes and [\d,]+ bytes are free\. Make room and continue the run"
 
 
 def test_preparing_data_on_a_full_disk_names_the_split_and_its_bytes(small_disk):
@@ -155,3 +155,24 @@ def test_a_run_that_may_write_no_more_ends_in_one_line(tmp_path, samples, step, 
     assert re.search(r"needs about [\d,]+ bytes, and a file may not be as large", output)
     assert "Traceback" not in output and f"✗ {step}" in output
     assert status.of(Run(command.catalog / "r")).cause == "disk full"
+
+
+def test_a_file_that_was_to_be_replaced_is_named_alone(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(files.Path, "replace", full)
+    with pytest.raises(OSError, match="No space left") as found:
+        files.write_atomically(tmp_path / "manifest.json", "{}")
+    assert str(found.value).endswith("manifest.json'") and "None" not in str(found.value)
+
+
+def test_what_is_free_is_said_in_bytes_and_does_not_contradict_that_it_is_full(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run_log.json"))
+    for needed in (None, 1):
+        said = str(full_disk.explained(error, needed=needed, then="try again"))
+        assert re.search(
+            r": the [\d,]+ bytes that are free are not enough\. Make room and try again$", said
+        ), said
+    said = str(full_disk.explained(error, needed=1 << 60))
+    assert re.search(r"needs about [\d,]+ bytes and [\d,]+ bytes are free\.", said)

@@ -1,5 +1,6 @@
 import argparse
 import contextlib
+import io
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ from lockstep.catalog.report.values import moment
 from lockstep.catalog.run import Run
 from lockstep.cli import list as list_command
 from lockstep.cli import show as show_command
+from lockstep.console import forgive
 from lockstep.errors import UsageError
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -552,3 +554,19 @@ def test_the_last_lines_of_a_large_log_are_found_without_reading_it_all(tmp_path
     assert lines == ["line 199998", "line 199999"]
     assert len(longest) == tail.LONGEST_LINE + 1
     assert tail.last_lines(log, 0) == [] and tail.last_lines(tmp_path / "none", 3) == []
+
+
+def test_columns_are_in_line_also_where_the_encoding_lacks_a_tags_letters(catalog, monkeypatch):
+    for run_id, tag in (("first", "größe"), ("second", "plain"), ("third", "x" * 60)):
+        (catalog / run_id).mkdir(parents=True)
+        summary = {"strategy": "ddp"}
+        events.append(Run(catalog / run_id), "created", run_id=run_id, tag=tag, parent=None, summary=summary)
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
+    forgive(stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    call(list_command, "--catalog", catalog)
+    stream.flush()
+    heading, *rows = stream.buffer.getvalue().decode("ascii").splitlines()
+    column = heading.index("strategy")
+    assert len(rows) == 3 and {row[column - 2 : column] for row in rows} == {"  "}
+    assert all(row[column] != " " for row in rows), rows

@@ -49,7 +49,7 @@ SURFACE = {
     "seal": "anchor catalog help json sign",
     "reproduce": "catalog help json packages prove tolerance",
     "explain": "catalog help json",
-    "report": "catalog help open output",
+    "report": "catalog help json open output",
     "ui": "catalog help open port",
     "gc": "apply catalog help json keep-last older-than status tag",
     "doctor": "catalog fix help json",

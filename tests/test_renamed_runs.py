@@ -86,7 +86,7 @@ def test_no_command_writes_the_control_characters_of_a_folders_name(tmp_path, ca
         ("explain", file, *at),
         ("show", "nothing-of-the-kind", *at),
         ("show", name, "step", "nothing", *at),
-        ("export", name, *at),
+        ("export", name, "--format", "openlineage", *at),
         ("seal", name, *at),
         ("report", name, *at),
         ("resume", name, *at),

@@ -196,3 +196,10 @@ def test_report_imports_neither_torch_nor_runnable(catalog: Path, tmp_path: Path
     words = ["report", "run-a", "run-b", "--catalog", str(catalog), "--output", str(tmp_path / "r.html")]
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_report_says_where_the_page_is_as_json(tmp_path, capsys):
+    run = sample_run.build(tmp_path)
+    assert main(["report", run.run_id, "--catalog", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["runs"] == [run.run_id] and Path(said["path"]).is_file()

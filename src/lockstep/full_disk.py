@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +28,16 @@ def number_of(error: BaseException) -> int | None:
 
 
 def explained(
-    error: BaseException, target: Path | None = None, needed: int | None = None, kept: str = ""
+    error: BaseException,
+    target: Path | None = None,
+    needed: int | None = None,
+    kept: str = "",
+    then: str = "continue the run",
 ) -> RunFailed | None:
-    """The error in words, with the file, what it needs and what there is; None where it is another one."""
+    """The error in words, with the file, what it needs and what there is; None where it is another one.
+
+    ``then`` is what to do when there is room.
+    """
     number = number_of(error)
     if number is None or isinstance(error, LockstepError):
         return None
@@ -41,21 +47,27 @@ def explained(
     needs = "could not be written" if needed is None else f"needs about {needed:,} bytes"
     if number == LIMITED:
         text = f"{what} {needs}, and a file may not be as large here (see ulimit -f). {kept}Raise the limit "
-        text += "and continue the run"
+        text += f"and {then}"
     elif number == errno.EDQUOT:
         text = f"the disk is full for this user: {what} {needs}, and the quota allows no more (see quota). {kept}"
-        text += "Make room and continue the run"
+        text += f"Make room and {then}"
     else:
-        text = f"the disk is full: {what} {needs} and {_free(target):,} are free. {kept}"
-        text += "Make room and continue the run"
+        text = f"the disk is full: {what} {needs}{_room(target, needed)}. {kept}Make room and {then}"
     return RunFailed(text, "disk full")
 
 
-def _free(target: Path | None) -> int:
+def _room(target: Path | None, needed: int | None) -> str:
+    """What is free, measured when the unfinished file was removed: it may look like enough, and is not."""
     for folder in target.absolute().parents if target else [Path.cwd()]:
         with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free
-    return 0
+            found = os.statvfs(folder)
+            free = found.f_bavail * found.f_frsize
+            if found.f_files and not found.f_favail:
+                return ", and the disk takes no more files, whatever their size (see df -i)"
+            if needed is not None and free < needed:
+                return f" and {free:,} bytes are free"
+            return f": the {free:,} bytes that are free are not enough"
+    return ""
 
 
 @contextlib.contextmanager

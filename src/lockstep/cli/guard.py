@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from lockstep import signals
+from lockstep import full_disk, signals
 from lockstep.console import forgive
 from lockstep.errors import Interrupted, LockstepError, UsageError
 from lockstep.files import printable
@@ -44,10 +44,16 @@ def _guarded(command: Callable[[], int]) -> int:
             UsageError.exit_status,
         )
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        return _said(f"{name}{error.strerror or error}", 1)
+        return _said(_in_words(error), 1)
     except KeyboardInterrupt:
         return Interrupted.exit_status
+
+
+def _in_words(error: OSError) -> str:
+    if full := full_disk.explained(error, then="try again"):
+        return str(full)
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"
 
 
 def open_streams() -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lockstep import strict_json
@@ -11,6 +12,7 @@ from lockstep.catalog.table_layout import GAP, fit, wrapped
 from lockstep.catalog.text import Table, json_safe, plain
 
 GREEN, RED, YELLOW, CYAN, BOLD, DIM = "32", "31", "33", "36", "1", "2"  # as terminals are told
+CUT = "…"  # at the end of a cell that was cut
 STYLES = {"succeeded": GREEN, "failed": RED, "killed": RED, "interrupted": YELLOW, "running": CYAN}
 
 
@@ -64,11 +66,14 @@ def write_blocks(blocks: Iterable[tuple[str, Table | list[str]]]) -> None:
 
 def write_table(table: Table) -> None:
     """A table: fitted to the terminal where there is one, else as wide as it is."""
-    width = _width()
+    width, table = _width(), _as_written(table)
     if not width:
         write_line(plain(table))
         return
     layout = fit(table, width)
+    if _encoded(CUT) != CUT:  # the stream would write more than one character
+        body = [[text.replace(CUT, "~") for text in line] for line in layout.body]
+        layout = replace(layout, body=body)
     lines = [GAP.join(_coloured(line)).rstrip() for line in layout.body]
     if layout.heading:
         rule = "─" * layout.width
@@ -77,6 +82,19 @@ def write_table(table: Table) -> None:
         words = f"not shown at this width: {', '.join(layout.left_out)}"
         lines += [_in(line, DIM) for line in wrapped(words, width)]
     write_line("\n".join(lines))
+
+
+def _as_written(table: Table) -> Table:
+    """The table with what the output's encoding lacks replaced already, so that widths are those that are seen."""
+    rows = [[_encoded(text) for text in row] for row in table.rows]
+    return replace(table, rows=rows, headings=[_encoded(text) for text in table.headings])
+
+
+def _encoded(text: str) -> str:
+    if text.isascii():
+        return text
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, sys.stdout.errors or "strict").decode(encoding, "replace")
 
 
 def _width() -> int:

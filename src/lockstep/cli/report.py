@@ -7,9 +7,9 @@ import webbrowser
 from pathlib import Path
 
 from lockstep.catalog import report
-from lockstep.catalog.run import CATALOG, Run, find
+from lockstep.catalog.run import Run, find
 from lockstep.cli import output
-from lockstep.cli.list import catalog_of
+from lockstep.cli.list import add_reading_options, catalog_of
 from lockstep.errors import UsageError
 from lockstep.files import digest_of, one_line, write_atomically
 
@@ -22,9 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="an id, the beginning of one, latest, or a run's folder"
     )
-    parser.add_argument(
-        "--catalog", metavar="FOLDER", type=Path, help=f"default: {CATALOG} in the project's root"
-    )
+    add_reading_options(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -35,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--open",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="show it in the browser; auto: on a terminal with a display",
+        help="show it in the browser; auto: on a terminal with a display, without --json",
     )
 
 
@@ -54,8 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"{target} cannot be written: {error.strerror}. Name another with --output"
         ) from error
-    output.write_line(one_line(str(target)))
-    if arguments.open == "yes" or (arguments.open == "auto" and _has_display()):
+    if arguments.json:
+        output.write_json({"path": str(target), "runs": [each.run_id for each in runs]})
+    else:
+        output.write_line(one_line(str(target)))
+    if arguments.open == "yes" or (arguments.open == "auto" and not arguments.json and _has_display()):
         webbrowser.open(target.as_uri())
     return 0
 

@@ -96,7 +96,8 @@ def _finish(session: Session, ending: dict[str, Any]) -> None:
         events.append(session.run, "finished", **ending, figures=figures)
         seal.seal(session.run)
     except (OSError, LockstepError) as error:
-        session.display.warn(f"the record could not be sealed: {error}. What was written before stays valid")
+        said = full_disk.explained(error, then=f"seal it: lockstep seal {session.run.typed}") or error
+        session.display.warn(f"the record could not be sealed: {said}. What was written before stays valid")
     listing.note(session.run)
 
 
