@@ -249,7 +249,7 @@ def test_exported_weights_are_told_from_slices_and_from_the_average(family, tmp_
         ("child", "step-00000010/.", "no names"),
         ("linked", "step-00000010", "no such run"),
         ("child", "step-00000020", "not what was written"),
-        ("\x1b[31m\u202e", "step-00000010", "no names"),
+        ("\x1b[31m\u202e", "step-00000010", "no such run"),
     ],
 )
 def test_what_a_header_says_of_itself_leads_nowhere_else(family, tmp_path, capsys, run_id, name, why):
