@@ -33,6 +33,7 @@ def program(folder, text, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_main_may_be_called_in_a_thread_and_leaves_signals_and_variables_as_they_were(tmp_path):
     output = program(
         tmp_path,

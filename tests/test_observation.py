@@ -149,7 +149,7 @@ def test_a_layer_that_sets_itself_from_its_first_batch_is_set_by_training(server
         train(server, tmp_path, "model=odd_models:first_batch", "training.epochs=1")
 
 
-@pytest.mark.parametrize("source", ["numpy", "python", "own"])
+@pytest.mark.parametrize("source", ["numpy", slow("python"), slow("own")])
 def test_draws_from_any_generator_repeat_and_a_constructor_draws_alike_everywhere(server, tmp_path, source):
     if source != "own":
         model = f"model={{name: odd_models:projected, source: {source}}}"
@@ -252,6 +252,7 @@ def test_a_pipeline_goes_through_a_module_as_often_as_the_model_does(server, tmp
     assert largest_difference(train(server, tmp_path, *own, *SINGLE), run) < 1e-10
 
 
+@pytest.mark.slow
 def test_a_rank_imports_neither_sharded_tensors_nor_the_compiler_unless_its_strategy_does():
     code = (
         "import sys; import lockstep.engine.rank, lockstep.engine.forecast, lockstep.engine.evaluation; "

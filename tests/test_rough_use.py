@@ -192,7 +192,7 @@ def test_a_terminal_shows_progress_and_a_closing_table_however_narrow_it_is(comm
     os.close(reader)
     assert process.wait(timeout=100) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode(errors="replace"))
-    assert re.search(r"[━╸╺] *.*epoch [0-9]+/20", text)  # a bar, and what it tells
+    assert re.search(r"[━╸╺] *.*(epoch [0-9]+/20|step [0-9]+/180)", text)  # a bar, and what it tells
     results = read_json(run_of(command, "r").results)
     accuracy = results["evaluation"]["final"]["test"]["accuracy"]
     assert f"{accuracy:.4f}" in text

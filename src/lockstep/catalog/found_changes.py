@@ -7,6 +7,7 @@ In a copy of the index the marks are taken away and every file whose times diffe
 import hashlib
 import os
 import shutil
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lockstep.catalog.source_files import is_source
 REFRESH_SECONDS = 60.0  # large files whose times moved are read whole
 LARGEST_POINTER = 1024
 SMALL_BYTES = 256 << 10
+AHEAD_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,16 @@ def find(git: Git, base: str, catalog: Path) -> Found:
 def _moved(git: Git) -> set[bytes]:
     """Paths whose times and sizes are not what the index has: of files with a filter, no more is known here.
 
-    The copy of the index is new, so that git does not read files which changed when the index was written: without
-    their filter their bytes are always others than the commit's.
+    The copy of the index is dated ahead, so that git does not read files which changed in the second in which the index
+    was written: without their filter their bytes are always others than the commit's.
     """
     index = Path(git.environment["GIT_INDEX_FILE"])
     if not git.has_filters or not index.exists():
         return set()
     copy = index.with_name("index-of-times")
     shutil.copyfile(index, copy)
+    ahead = time.time() + AHEAD_SECONDS
+    os.utime(copy, (ahead, ahead))
     onto = replace(git, environment={**git.environment, "GIT_INDEX_FILE": str(copy)})
     return set(onto.paths("diff-files", "--name-only", "-z", "--ignore-submodules=all"))
 
