@@ -77,7 +77,17 @@ def _moved(git: Git) -> set[bytes]:
     ahead = time.time() + AHEAD_SECONDS
     os.utime(copy, (ahead, ahead))
     onto = replace(git, environment={**git.environment, "GIT_INDEX_FILE": str(copy)})
-    return set(onto.paths("diff-files", "--name-only", "-z", "--ignore-submodules=all"))
+    moved = set(onto.paths("diff-files", "--name-only", "-z", "--ignore-submodules=all"))
+    written = index.stat().st_mtime_ns  # the original's, which its copy was given
+    return moved | {path for path in onto.paths("ls-files", "-z") if _is_younger(git.folder, path, written)}
+
+
+def _is_younger(top: Path, path: bytes, written: int) -> bool:
+    """Whether a file changed after the index was written, be it in the same second and to the same size."""
+    try:
+        return (top / os.fsdecode(path)).lstat().st_mtime_ns > written
+    except OSError:
+        return False
 
 
 def _cleaned(git: Git, paths: list[bytes]) -> set[bytes]:
