@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from lockstep.errors import LockstepError, RunFailed
 from lockstep.launchers.client import Server, ended_on_exit
+from lockstep.signals import STOPPING
 
 _SECOND_WORD = 0.2  # the process where it began may still be writing when another's end is noticed
 
@@ -23,7 +25,12 @@ def gather(
     given a ``server`` that is prepared already: then those may still be on their way out.
     """
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-")))
+        # A signal that came between the two, making the folder and taking it on, would leave it behind.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-")))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if server is None:
             server = stack.enter_context(ended_on_exit(Server()))
             server.prepare("forkserver", Path.cwd())
